@@ -1,0 +1,1 @@
+"""Files and URLs: extract, load, convert."""

@@ -1,0 +1,1 @@
+"""Hooks that watch training from the side."""
