@@ -1,1 +1,4 @@
-"""Embedded data."""
+"""Datasets that need no download."""
+from .digits import DigitsDataset
+
+__all__ = ['DigitsDataset']
