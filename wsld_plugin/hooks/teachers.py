@@ -1,0 +1,31 @@
+"""Where the teachers are in a model under training."""
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.model import is_model_wrapper
+from torch import nn
+
+
+def distillers(model: Any) -> dict[str, Any]:
+    """Modules that hold a teacher, wrapped or nested.
+
+    A distiller is recognised by what mmrazor's ``SingleTeacherDistill`` and
+    its subclasses have: a module ``teacher`` and a flag
+    ``teacher_trainable``.
+
+    Args:
+        model: The runner's module, wrapped for distributed training or not.
+
+    Returns:
+        Distillers by the dotted path of their teacher in the unwrapped
+        model; ``'teacher'`` where the model itself is the distiller.
+    """
+    if is_model_wrapper(model):
+        model = model.module
+    return {
+        f'{name}.teacher' if name else 'teacher': module
+        for name, module in model.named_modules()
+        if isinstance(getattr(module, 'teacher', None), nn.Module)
+        and hasattr(module, 'teacher_trainable')
+    }
