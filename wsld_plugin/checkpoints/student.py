@@ -1,0 +1,199 @@
+"""Take the student out of a distiller: its weights, config and file."""
+from __future__ import annotations
+
+import ast
+import hashlib
+import io
+import os
+import re
+import time
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from mmengine.config import Config
+from torch import Tensor
+
+from ..version import __version__
+from .loading import CheckpointMismatchError, read_checkpoint, strip_prefix
+
+# What a config says about a network and its test, not about its training.
+_TEST_FIELDS = ('default_scope', 'custom_imports', 'data_preprocessor',
+                'test_dataloader', 'test_cfg', 'test_evaluator',
+                'tta_pipeline', 'tta_model')
+_KEPT_META = ('dataset_meta', 'epoch', 'iter', 'seed', 'experiment_name',
+              'time', 'mmengine_version')
+
+
+class ExportedStudent(NamedTuple):
+    """A published student.
+
+    Attributes:
+        path: The file written.
+        averaged: Whether the weights are the running average that
+            ``EMAHook`` keeps, rather than those of the last step.
+    """
+
+    path: Path
+    averaged: bool
+
+
+def student_weights(weights: dict[str, Tensor],
+                    source: str) -> OrderedDict[str, Tensor]:
+    """The student's weights, named as the student alone names them.
+
+    Args:
+        weights: State dict of a distiller (the student's keys start with
+            ``architecture.``) or of a classifier alone.
+        source: Where the weights came from, for the error message.
+
+    Returns:
+        New state dict that shares the tensors.
+
+    Raises:
+        CheckpointMismatchError: If there is no student.
+    """
+    weights = _unwrapped(weights)
+    student = strip_prefix(weights, 'architecture.')
+    if student:
+        return _unwrapped(student)
+    roots = sorted({key.split('.')[0] for key in weights})
+    if 'backbone' not in roots:
+        raise CheckpointMismatchError(
+            f'{source} holds no student: expected keys that start with '
+            '"architecture." (a distiller) or "backbone." (a classifier), '
+            f'got {", ".join(roots[:8]) or "no keys"}')
+    return OrderedDict(weights)
+
+
+def student_model(model: dict[str, Any]) -> dict[str, Any]:
+    """Config of the student in a distiller's ``model`` config.
+
+    Args:
+        model: ``model`` field of a config, of a distiller or of a
+            classifier, which is returned as it is.
+
+    Returns:
+        Config of the student alone, with the preprocessor that it is
+        trained with.
+    """
+    if 'architecture' not in model:
+        return model
+    student = dict(model['architecture'])
+    if 'cfg_path' in student:
+        from mmengine.hub import get_config
+        path = student['cfg_path']
+        student = dict(get_config(path).model, _scope_=path.split('::')[0])
+    if model.get('data_preprocessor'):
+        student['data_preprocessor'] = model['data_preprocessor']
+    return student
+
+
+def export_student(source: str, out: str) -> ExportedStudent:
+    """Publish a checkpoint's student as a file of its own.
+
+    The file holds the weights under ``state_dict`` and, under ``meta``, the
+    class names, the student's config and where it came from. It appears
+    under its name complete or not at all.
+
+    Args:
+        source: Path or URL of a checkpoint that mmengine wrote, of a
+            distiller or of a classifier.
+        out: An existing folder, or a folder and the beginning of a file name
+            (``students/r18``); in a folder, and after a final slash, the
+            name is the experiment's.
+
+    Returns:
+        The file ``{name}_{date}-{first 8 digits of its SHA-256}.pth``.
+
+    Raises:
+        FileNotFoundError: If ``source`` is missing.
+        CheckpointMismatchError: If ``source`` holds no student.
+    """
+    checkpoint = read_checkpoint(source)
+    weights = student_weights(checkpoint['state_dict'], source)
+    meta = checkpoint.get('meta', {})
+    # EMAHook saves the average as the model and the model as its state.
+    averaged = 'ema_state_dict' in checkpoint
+    published = dict(
+        state_dict=OrderedDict(
+            (key, value.detach().clone()) for key, value in weights.items()),
+        meta=dict(
+            {key: meta[key]
+             for key in _KEPT_META if key in meta},
+            cfg=_student_config(meta.get('cfg', '')),
+            source=source.rsplit('/', 1)[-1],
+            averaged=averaged,
+            torch_version=str(torch.__version__),
+            wsld_plugin_version=__version__))
+    buffer = io.BytesIO()
+    torch.save(published, buffer)
+    data = buffer.getvalue()
+
+    target = Path(out)
+    if out.endswith('/') or target.is_dir():
+        experiment = meta.get('experiment_name', Path(source).stem)
+        target = target / re.sub(r'_\d{8}_\d{6}$', '', experiment)
+    name = target.name[:-4] if target.name.endswith('.pth') else target.name
+    digest = hashlib.sha256(data).hexdigest()[:8]
+    path = target.with_name(f'{name}_{time.strftime("%Y%m%d")}-{digest}.pth')
+    _write(path, data)
+    return ExportedStudent(path, averaged)
+
+
+def _unwrapped(weights: dict[str, Tensor]) -> OrderedDict[str, Tensor]:
+    """Without the prefix that a wrapper for distribution leaves."""
+    return OrderedDict((key[7:] if key.startswith('module.') else key, value)
+                       for key, value in weights.items())
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file that is never seen half written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f'{path.name}.{os.getpid()}.part')
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _student_config(text: str) -> str:
+    """Text of the student's config, from that of the training.
+
+    Read without running it: a checkpoint's config is somebody's code.
+
+    Returns:
+        Empty where the text is no plain config.
+    """
+    try:
+        cfg = {
+            node.targets[0].id: _value(node.value)  # type: ignore
+            for node in ast.parse(text).body if isinstance(node, ast.Assign)
+        }
+    except (SyntaxError, ValueError):
+        return ''
+    if 'model' not in cfg:
+        return ''
+    student = {key: cfg[key] for key in _TEST_FIELDS if key in cfg}
+    return Config(dict(student, model=student_model(cfg['model']))).pretty_text
+
+
+def _value(node: ast.expr) -> Any:
+    """Evaluate literals and ``dict(key=literal)``, nested in each other."""
+    if isinstance(node, ast.Call):
+        if (not isinstance(node.func, ast.Name) or node.func.id != 'dict'
+                or node.args):
+            raise ValueError(f'not a literal: {ast.dump(node.func)}')
+        return {str(word.arg): _value(word.value) for word in node.keywords}
+    if isinstance(node, ast.Dict):
+        return {
+            ast.literal_eval(key) if key else None: _value(value)
+            for key, value in zip(node.keys, node.values)
+        }
+    if isinstance(node, ast.List):
+        return [_value(item) for item in node.elts]
+    if isinstance(node, ast.Tuple):
+        return tuple(_value(item) for item in node.elts)
+    return ast.literal_eval(node)
