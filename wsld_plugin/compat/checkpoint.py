@@ -4,7 +4,7 @@ from __future__ import annotations
 import functools
 import pickle
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.utils import digit_version
 
-from .fix import Fix
+from .fix import Fix, put_on_record
 from .import_hook import after_import
 
 # The statistics that mmengine registers, and pickles by reference.
@@ -22,24 +22,20 @@ _STATISTICS = ('min', 'max', 'current', 'mean')
 _DTYPE_CODES = '?bhilqBHILQefd'
 
 
-def apply() -> Iterator[Fix]:
-    """Make mmengine's checkpoints loadable with ``weights_only=True``.
-
-    Yields:
-        The fix, if torch loads weights only by default.
-    """
+def apply() -> None:
+    """Make mmengine's checkpoints loadable with ``weights_only=True``."""
     if digit_version(torch.__version__) < digit_version('2.6.0'):
         return
     torch.serialization.add_safe_globals(_written_by_mmengine())
     after_import('mmengine.runner.checkpoint', _load_weights_only)
-    yield Fix(
+    put_on_record(Fix(
         name='mmengine-checkpoints',
         package='mmengine 0.10',
         versions='torch>=2.6',
         reason='torch.load refuses the log history in mmengine checkpoints; '
         'what mmengine writes is allowed, anything else is refused with a '
         'message that names it',
-        upstream='mmengine/runner/checkpoint.py')
+        upstream='mmengine/runner/checkpoint.py'))
 
 
 def _written_by_mmengine() -> list[Any]:

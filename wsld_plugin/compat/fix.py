@@ -1,4 +1,4 @@
-"""What is said about a fix."""
+"""What is said about a fix, and the list of those in force."""
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -22,3 +22,22 @@ class Fix:
     versions: str
     reason: str
     upstream: str
+
+
+_in_force: dict[str, Fix] = {}
+
+
+def put_on_record(fix: Fix) -> None:
+    """Note that a fix is in force."""
+    _in_force[fix.name] = fix
+
+
+def fixes_in_force() -> tuple[Fix, ...]:
+    """Changes to others' packages that were found necessary so far.
+
+    Returns:
+        One record per fix, in the order in which they came into force;
+        empty where the installed packages need none (torch 1.13 with
+        ``setuptools<82`` and mmcv 2.1, say).
+    """
+    return tuple(_in_force.values())

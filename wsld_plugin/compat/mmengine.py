@@ -3,26 +3,21 @@ from __future__ import annotations
 
 import os.path as osp
 import sys
-from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 
 import mmengine.config.config
 import mmengine.utils.package_utils
 
-from .fix import Fix
+from .fix import Fix, put_on_record
 
 # Those that bind the functions by name at import.
 _BINDING_MODULES = ('mmengine.utils.package_utils', 'mmengine.utils',
                     'mmengine.config.config', 'mmengine.hub.hub')
 
 
-def apply() -> Iterator[Fix]:
-    """Make ``package::config`` paths resolve without pkg_resources.
-
-    Yields:
-        The fix, if mmengine needs it here.
-    """
+def apply() -> None:
+    """Make ``package::config`` paths resolve without pkg_resources."""
     asks = mmengine.utils.package_utils.get_installed_path.__code__.co_names
     if 'pkg_resources' not in asks or find_spec('pkg_resources') is not None:
         return
@@ -35,13 +30,13 @@ def apply() -> Iterator[Fix]:
         for function in (is_installed, get_installed_path):
             if hasattr(module, function.__name__):
                 setattr(module, function.__name__, function)
-    yield Fix(
+    put_on_record(Fix(
         name='mmengine-package-lookup',
         package='mmengine 0.10',
         versions='setuptools>=82',
         reason='configs that inherit from "package::config" cannot be read: '
         'mmengine looks packages up by pkg_resources',
-        upstream='mmengine/utils/package_utils.py')
+        upstream='mmengine/utils/package_utils.py'))
 
 
 def is_installed(package: str) -> bool:

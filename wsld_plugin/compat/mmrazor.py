@@ -12,7 +12,7 @@ from types import ModuleType
 import torch
 from mmengine.utils import digit_version
 
-from .fix import Fix
+from .fix import Fix, put_on_record
 from .import_hook import around_import
 
 # The three modules that ask at import for torch >= 1.13 and then build
@@ -29,16 +29,12 @@ _FUSER_HELPERS = ('reverse2', 'reverse3', 'reverse_sequential_wrapper2')
 _NEWEST_MMCV = '2.1.0'
 
 
-def apply() -> Iterator[Fix]:
-    """Ready mmrazor for the installed torch and mmcv, without importing it.
-
-    Yields:
-        The fixes put in force.
-    """
+def apply() -> None:
+    """Ready mmrazor for the installed torch and mmcv, without importing it."""
     if _torch_lacks_fuser_helpers():
         for name in _QUANTIZATION_MODULES:
             around_import(name, _quantization_left_out)
-        yield Fix(
+        put_on_record(Fix(
             name='mmrazor-quantization',
             package='mmrazor 1.0.0',
             versions='torch>=2.0',
@@ -46,25 +42,25 @@ def apply() -> Iterator[Fix]:
             'longer has, and every import of mmrazor.models includes them; '
             'they are imported as on torch 1.12, that is, left empty',
             upstream='mmrazor/structures/quantization/backend_config/'
-            'common_operator_config_utils.py')
+            'common_operator_config_utils.py'))
     mmcv_version = _mmcv_version()
     if mmcv_version is None:
         around_import('mmrazor', _mmcv_named_if_missing)
         around_import('mmpretrain', _mmcv_named_if_missing)
-        yield Fix(
+        put_on_record(Fix(
             name='mmcv-missing',
             package='mmrazor 1.0.0, mmpretrain',
             versions='mmcv not installed',
             reason='their import error does not say that mmcv-lite will do',
-            upstream='mmrazor/__init__.py')
+            upstream='mmrazor/__init__.py'))
     elif digit_version(mmcv_version) > digit_version(_NEWEST_MMCV):
         around_import('mmrazor', _mmcv_taken_for_newest_known)
-        yield Fix(
+        put_on_record(Fix(
             name='mmrazor-mmcv-ceiling',
             package='mmrazor 1.0.0',
             versions=f'mmcv>{_NEWEST_MMCV}',
             reason='it refuses every newer mmcv at import',
-            upstream='mmrazor/__init__.py')
+            upstream='mmrazor/__init__.py'))
 
 
 def _torch_lacks_fuser_helpers() -> bool:

@@ -1,0 +1,2 @@
+def quiet() -> None:
+    """x"""
