@@ -1,1 +1,4 @@
 """Registered losses."""
+from .wsld_loss import WSLDLoss
+
+__all__ = ['WSLDLoss']

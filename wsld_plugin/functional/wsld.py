@@ -1,0 +1,151 @@
+"""The weighted soft label distillation loss.
+
+Source: Zhou et al., "Rethinking Soft Labels for Knowledge Distillation: A
+Bias-Variance Tradeoff Perspective", ICLR 2021, arXiv 2102.00650.
+"""
+from __future__ import annotations
+
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from .fused import fused_rows
+from .inputs import (
+    REDUCTIONS,
+    check_inputs,
+    has_class_indices,
+    is_compiling,
+    widen,
+)
+from .weight import wsld_weight
+
+
+def wsld_loss(student: Tensor,
+              teacher: Tensor,
+              gt_labels: Tensor,
+              tau: float = 1.0,
+              loss_weight: float = 1.0,
+              eps: float = 0.0,
+              reduction: str = 'mean',
+              ignore_index: int = -100,
+              num_classes: Optional[int] = None) -> Tensor:
+    r"""Soft-label cross-entropy, each sample weighted by its WSLD weight.
+
+    .. math::
+        L = \alpha \, \tau^2 \, \mathrm{mean}_i \Bigl[ - w_i \sum_k
+        p^t_{ik} \log p^s_{ik} \Bigr], \quad p = \mathrm{softmax}(z/\tau)
+
+    with :math:`w` from :func:`wsld_weight`. The value holds the teacher's
+    entropy, as in both published codes; gradients equal those of the
+    weighted KL divergence. In eager mode value and gradient come from one
+    pass that keeps a single tensor of the logits' size; under
+    ``torch.compile`` the same formula is left to the compiler.
+
+    Args:
+        student: Logits ``(N, C)`` or ``(N, C, *)``, any floating dtype.
+        teacher: Logits of the same shape. They get no gradient.
+        gt_labels: Class indices ``(N, *)`` of an integer dtype, or class
+            probabilities shaped like the logits (mixup, cutmix, smoothing).
+        tau: Temperature of both softmaxes, above 0.
+        loss_weight: The paper's alpha.
+        eps: Added to the teacher's cross-entropy inside the weight, in nats.
+            0 is the paper's formula; 1e-7 reproduces the published code.
+        reduction: ``'mean'`` over the rows that are not ignored, ``'sum'``,
+            or ``'none'`` for ``(N, *)``.
+        ignore_index: Class index of rows that do not count.
+        num_classes: If given, logits with another class count are refused.
+
+    Returns:
+        Nats times ``tau**2``, in float32 (float64 for float64 logits). A
+        batch without rows that count gives 0 with zero gradient.
+
+    Raises:
+        TypeError: If an argument is no tensor or has an unusable dtype.
+        ValueError: If shapes, class counts, labels or ``reduction`` are
+            wrong.
+
+    Numerics:
+        Everything is computed in float32 or wider, also under autocast.
+        Neither the weight nor the teacher carries a gradient.
+
+    Example:
+        >>> import torch
+        >>> z = torch.zeros(1, 2)
+        >>> wsld_loss(z, z, torch.tensor([0]))  # (1 - 1/e) ln 2
+        tensor(0.4382)
+    """
+    check_inputs(student, teacher, gt_labels, ignore_index, num_classes)
+    check_reduction(reduction)
+    gt_labels, scale = _row_scale(student, teacher, gt_labels, loss_weight,
+                                  reduction, ignore_index)
+    if is_compiling():
+        rows = _composed_rows(student, teacher, gt_labels, tau, eps) * scale
+        return rows if reduction == 'none' else rows.sum()
+    return fused_rows(student, teacher.detach(), gt_labels, scale, tau, eps,
+                      reduction != 'none')
+
+
+def wsld_loss_reference(student: Tensor,
+                        teacher: Tensor,
+                        gt_labels: Tensor,
+                        tau: float = 1.0,
+                        loss_weight: float = 1.0,
+                        eps: float = 0.0,
+                        reduction: str = 'mean',
+                        ignore_index: int = -100,
+                        num_classes: Optional[int] = None) -> Tensor:
+    """Same loss, composed of plain differentiable torch functions.
+
+    This is the formula to read, and the path to take where a custom autograd
+    function does not fit (``torch.func`` transforms, forward mode). It keeps
+    several tensors of the logits' size. Arguments, value and errors are those
+    of :func:`wsld_loss`.
+    """
+    check_inputs(student, teacher, gt_labels, ignore_index, num_classes)
+    check_reduction(reduction)
+    gt_labels, scale = _row_scale(student, teacher, gt_labels, loss_weight,
+                                  reduction, ignore_index)
+    rows = _composed_rows(student, teacher.detach(), gt_labels, tau,
+                          eps) * scale
+    return rows if reduction == 'none' else rows.sum()
+
+
+def check_reduction(reduction: str) -> None:
+    """Refuse a reduction that torch does not know.
+
+    Raises:
+        ValueError: If it is none of ``'none'``, ``'mean'`` and ``'sum'``.
+    """
+    if reduction not in REDUCTIONS:
+        raise ValueError(f'reduction must be one of {REDUCTIONS}, got '
+                         f'{reduction!r}')
+
+
+def _composed_rows(student: Tensor, teacher: Tensor, gt_labels: Tensor,
+                   tau: float, eps: float) -> Tensor:
+    """``tau^2 * weight * soft-label cross-entropy`` of each row."""
+    weight = wsld_weight(student, teacher, gt_labels, eps)
+    soft_labels = (widen(teacher.detach()) / tau).softmax(1)
+    log_probs = (widen(student) / tau).log_softmax(1)
+    return -tau**2 * weight * (soft_labels * log_probs).sum(1)
+
+
+def _row_scale(student: Tensor, teacher: Tensor, gt_labels: Tensor,
+               loss_weight: float, reduction: str,
+               ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Labels safe to index with, and each row's factor in the loss."""
+    double = torch.float64 in (student.dtype, teacher.dtype)
+    dtype = torch.float64 if double else torch.float32
+    if not has_class_indices(gt_labels):
+        shape = student.shape[:1] + student.shape[2:]
+        count = max(shape.numel(), 1) if reduction == 'mean' else 1
+        return gt_labels, torch.full(
+            shape, loss_weight / count, dtype=dtype, device=student.device)
+    gt_labels = gt_labels.long()
+    valid = gt_labels != ignore_index
+    scale = valid.to(dtype) * loss_weight
+    if reduction == 'mean':
+        # A tensor, not a number: reading it would wait for the device.
+        scale = scale / valid.sum().clamp(min=1)
+    return gt_labels.masked_fill(~valid, 0), scale
