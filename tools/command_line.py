@@ -14,6 +14,7 @@ from typing import NoReturn
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
 
+from wsld_plugin import compat
 from wsld_plugin.checkpoints import CheckpointMismatchError
 
 
@@ -42,7 +43,6 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         '--local_rank',
         '--local-rank',
         type=int,
-        default=0,
         help=argparse.SUPPRESS)
 
 
@@ -52,7 +52,9 @@ def read_config(args: argparse.Namespace) -> Config:
     Raises:
         SystemExit: With one line, if the file is missing or is no config.
     """
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    compat.quiet()
+    if args.local_rank is not None:
+        os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     try:
         cfg = Config.fromfile(args.config)
     except (OSError, SyntaxError) as error:
@@ -85,6 +87,19 @@ def set_dataloader_defaults(loader: ConfigDict | None, *,
     loader.setdefault('pin_memory', torch.cuda.is_available())
     if not pin_memory:
         loader.pin_memory = False
+
+
+def prepare_devices(cfg: Config) -> None:
+    """Ready the finished config for GPUs, or for the CPU where none is.
+
+    Raises:
+        SystemExit: With one line, if the config asks for what is not there.
+    """
+    try:
+        compat.prepare_amp(cfg)
+        compat.prepare_distributed(cfg)
+    except ValueError as error:
+        fail(error)
 
 
 def fail(message: object) -> NoReturn:

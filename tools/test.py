@@ -10,6 +10,7 @@ from command_line import (
     add_common_arguments,
     fail,
     one_line_errors,
+    prepare_devices,
     read_config,
     set_dataloader_defaults,
 )
@@ -118,6 +119,7 @@ def main() -> None:
         cfg = test_config(args)
         weights = student_weights(
             read_checkpoint(args.checkpoint)['state_dict'], args.checkpoint)
+        prepare_devices(cfg)
         build = RUNNERS.build if 'runner_type' in cfg else Runner.from_cfg
         runner = build(cfg)
         load_weights(runner.model, weights, args.checkpoint)

@@ -8,6 +8,7 @@ from command_line import (
     add_common_arguments,
     fail,
     one_line_errors,
+    prepare_devices,
     read_config,
     set_dataloader_defaults,
 )
@@ -93,6 +94,7 @@ def main() -> None:
     args = parse_args()
     with one_line_errors():
         cfg = train_config(args)
+        prepare_devices(cfg)
         build = RUNNERS.build if 'runner_type' in cfg else Runner.from_cfg
         build(cfg).train()
 
