@@ -1,11 +1,39 @@
 """Packaging of wsld_plugin."""
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
 about: dict = {}
 exec((HERE / 'wsld_plugin' / 'version.py').read_text(), about)
+
+
+class BuildWithMim(build_py):
+    """Put configs and tools where mim and `wsld_plugin::` look for them.
+
+    In an editable installation they are links, so that edits count.
+    """
+
+    def run(self) -> None:
+        """Build as usual, then fill wsld_plugin/.mim."""
+        super().run()
+        root = HERE if self.editable_mode else Path(self.build_lib)
+        mim = root / 'wsld_plugin' / '.mim'
+        shutil.rmtree(mim, ignore_errors=True)
+        mim.mkdir(parents=True)
+        for name in ('configs', 'tools', 'model-index.yml'):
+            if self.editable_mode:
+                (mim / name).symlink_to(Path('..', '..', name))
+            elif (HERE / name).is_dir():
+                shutil.copytree(
+                    HERE / name,
+                    mim / name,
+                    ignore=shutil.ignore_patterns('__pycache__'))
+            else:
+                shutil.copy(HERE / name, mim / name)
+
 
 setup(
     name='wsld_plugin',
@@ -16,6 +44,7 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['wsld_plugin', 'wsld_plugin.*']),
+    cmdclass={'build_py': BuildWithMim},
     python_requires='>=3.9',
     # The OpenMMLab packages are extras, not requirements: their onedl forks
     # and both builds of mmcv provide the same modules under other
@@ -28,9 +57,12 @@ setup(
             'mmcv-lite>=2.1.0,<2.3',
             'mmpretrain>=1.2.0',
             'mmrazor==1.0.0',
+            # Undeclared by mmpretrain and mmrazor, which import them.
             'torchvision',
             'joblib',
+            # The digits and the drawings of the quickstart.
             'scikit-learn',
+            'matplotlib',
         ],
         'test': ['pytest', 'pytest-timeout'],
         'lint': ['ruff', 'mypy'],
