@@ -1,0 +1,42 @@
+"""A distillation small enough to run in every test."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+CONFIG = Path(__file__).parents[1] / 'tools' / 'tiny_distillation.py'
+
+
+@pytest.fixture
+def tiny_config(tmp_path: Path) -> Config:
+    """One epoch of three steps of the digits distillation."""
+    cfg = Config.fromfile(CONFIG)
+    # mmengine shares state between runs of one name.
+    cfg.experiment_name = f'{tmp_path.parent.name}_{tmp_path.name}'
+    cfg.work_dir = str(tmp_path)
+    cfg.log_level = 'WARNING'
+    cfg.train_dataloader.update(num_workers=0, batch_size=8)
+    cfg.train_dataloader.dataset.indices = 24
+    cfg.val_dataloader.dataset.indices = 40
+    cfg.train_cfg.max_epochs = 1
+    cfg.param_scheduler = []
+    return cfg
+
+
+@pytest.fixture
+def trained() -> Callable[..., Runner]:
+    """Train a config, with additional hooks, and return its runner."""
+
+    def train(cfg: Config, *hooks: Hook) -> Runner:
+        runner = Runner.from_cfg(cfg)
+        for hook in hooks:
+            runner.register_hook(hook, priority='LOWEST')
+        runner.train()
+        return runner
+
+    return train

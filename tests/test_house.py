@@ -1,0 +1,140 @@
+"""The house rules that can be read off the source."""
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / 'wsld_plugin'
+
+# What a room may import besides the standard library and itself. A name
+# stands for itself and all below it; rooms are named without the package.
+ARROWS = {
+    'functional': ('torch', ),
+    'losses': ('torch', 'mmengine.registry', '.functional'),
+    'models': ('torch', 'numpy', 'mmengine', 'mmcv', 'mmpretrain'),
+    'datasets': ('torch', 'numpy', 'mmengine', 'mmcv', 'mmpretrain',
+                 'sklearn'),
+    'hooks': ('torch', 'numpy', 'mmengine', '.functional', '.losses',
+              '.checkpoints'),
+    'checkpoints': ('torch', 'mmengine', '.version'),
+    'analysis': ('torch', 'numpy', 'matplotlib', '.functional'),
+    'compat': ('torch', 'numpy', 'mmengine', 'mmcv', 'mmpretrain', 'mmrazor'),
+}
+# Written so that this file does not match it.
+MACHINE_PATH = re.compile(r'(?<![\w./-])/(?:root|work|tmp|home)/')
+
+
+def modules(folder: Path = PACKAGE) -> list[Path]:
+    return sorted(folder.rglob('*.py'))
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Absolute names of what a module imports, ours with a leading dot."""
+    package = path.relative_to(PACKAGE).parent.parts
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (re.sub(r'^wsld_plugin\b', '', alias.name)
+                        for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            parts = package[:len(package) + 1 - node.level]
+            base = '.'.join([*parts, *filter(None, [node.module])])
+            yield from ([f'.{base}'] if base else
+                        [f'.{alias.name}' for alias in node.names])
+        elif isinstance(node, ast.ImportFrom):
+            yield re.sub(r'^wsld_plugin\b', '', node.module or '')
+
+
+def may_import(room: str, name: str) -> bool:
+    return any(name == allowed or name.startswith(f'{allowed}.')
+               for allowed in (*ARROWS[room], f'.{room}'))
+
+
+def test_every_room_has_its_arrows() -> None:
+    rooms = {path.parent.name for path in PACKAGE.glob('*/__init__.py')}
+    assert rooms <= set(ARROWS)
+
+
+@pytest.mark.skipif(
+    sys.version_info < (3, 10), reason='no list of the standard library')
+@pytest.mark.parametrize(
+    'path', [
+        path for path in modules() if path.parent != PACKAGE
+    ],
+    ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_follow_the_arrows(path: Path) -> None:
+    room = path.relative_to(PACKAGE).parts[0]
+    foreign = {
+        name
+        for name in imports(path)
+        if name.split('.')[0] not in sys.stdlib_module_names
+    }
+    assert {name for name in foreign if not may_import(room, name)} == set()
+
+
+def test_arrows_have_no_cycle() -> None:
+    below = {
+        room: {name[1:]
+               for name in names if name.startswith('.')}
+        for room, names in ARROWS.items()
+    }
+    done: set[str] = {'version'}
+    while ready := [room for room in below if below[room] <= done]:
+        done.update(ready)
+        below = {
+            room: rooms
+            for room, rooms in below.items() if room not in done
+        }
+    assert below == {}
+
+
+@pytest.mark.parametrize(
+    'path',
+    modules() + modules(ROOT / 'tools'),
+    ids=lambda path: str(path.relative_to(ROOT)))
+def test_source_has_no_bad_habits(path: Path) -> None:
+    bad = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Assert):
+            bad.append((node.lineno, 'assert, which -O removes'))
+        elif isinstance(node, ast.ImportFrom):
+            bad += [(node.lineno, 'import *') for alias in node.names
+                    if alias.name == '*']
+        elif isinstance(node, ast.ExceptHandler):
+            kind = ast.unparse(node.type) if node.type else ''
+            if kind in ('', 'Exception', 'BaseException'):
+                bad.append((node.lineno, f'except {kind}'))
+    assert bad == []
+
+
+def test_tools_and_tests_are_not_imported() -> None:
+    outside = re.compile(r'(tools|configs|tests)(\.|$)')
+    assert {(path.name, name)
+            for path in modules()
+            for name in imports(path) if outside.match(name)} == set()
+
+
+def test_no_file_names_a_machine() -> None:
+    files = [
+        path for pattern in ('*.py', '*.md', '*.toml', '*.yml', '*.sh', 'run')
+        for path in ROOT.rglob(pattern)
+        if not any(part in ('work_dirs', 'build', 'dist', 'data')
+                   or (part.startswith('.') and part != '.ci')
+                   for part in path.relative_to(ROOT).parts)
+    ]
+    assert len(files) > 20
+    assert [
+        f'{path.relative_to(ROOT)}:{number}' for path in files
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if MACHINE_PATH.search(line)
+    ] == []
+
+
+def test_no_room_is_for_odds_and_ends() -> None:
+    names = {path.stem for path in PACKAGE.rglob('*')}
+    assert names & {'utils', 'util', 'common', 'misc', 'helpers'} == set()
