@@ -6,21 +6,21 @@ Usage: tiny_training.py WORK_DIR [--launcher pytorch] [--amp DTYPE]
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
 import torch
-import wsld_plugin
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from torch.utils.data import Dataset
 
+import wsld_plugin
+
 
 @DATASETS.register_module()
 class RandomPictures(Dataset):
     """Sixteen noise pictures of 32x32 with labels 0 to 9."""
-
-    metainfo = dict(classes=[str(digit) for digit in range(10)])
 
     def __len__(self) -> int:
         return 16
@@ -93,7 +93,10 @@ def config(work_dir: str, epochs: int = 1) -> Config:
             val_evaluator=dict(type='mmpretrain.Accuracy', topk=(1, )),
             default_hooks=dict(
                 logger=dict(type='LoggerHook', interval=1),
-                checkpoint=dict(type='CheckpointHook', interval=1)),
+                checkpoint=dict(
+                    type='CheckpointHook',
+                    interval=1,
+                    save_param_scheduler=False)),
             randomness=dict(seed=0),
             env_cfg=dict(dist_cfg=dict(backend='nccl'))))
 
@@ -121,10 +124,12 @@ def main() -> None:
     runner = Runner.from_cfg(cfg)
     runner.train()
     total = sum(
-        value.double().abs().sum()
-        for value in runner.model.state_dict().values())
-    print(f'rank {runner.rank} of {runner.world_size}: iter {runner.iter}, '
-          f'{type(runner.model).__name__}, weights {total.item():.10e}')
+        float(parameter.detach().double().abs().sum())
+        for parameter in runner.model.parameters())
+    # One call, or the ranks' lines mix.
+    sys.stdout.write(
+        f'rank {runner.rank} of {runner.world_size}: iter {runner.iter}, '
+        f'{type(runner.model).__name__}, weights {total:.10e}\n')
 
 
 if __name__ == '__main__':

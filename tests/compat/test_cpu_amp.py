@@ -1,0 +1,75 @@
+"""bfloat16 training where the only device is the CPU."""
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from conftest import TRAINING
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.optim import AmpOptimWrapper
+from mmengine.optim.optimizer import amp_optimizer_wrapper
+from mmengine.registry import OPTIM_WRAPPERS
+from mmengine.runner import CheckpointLoader
+
+from wsld_plugin.compat import prepare_amp
+
+pytestmark = pytest.mark.skipif(
+    get_device() != 'cpu', reason='there is another device than the CPU')
+
+def amp(**kwargs) -> Config:
+    return Config(dict(optim_wrapper=dict(type='AmpOptimWrapper', **kwargs)))
+
+
+def build(model: torch.nn.Module, **kwargs) -> AmpOptimWrapper:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    return OPTIM_WRAPPERS.build(dict(optimizer=optimizer, **kwargs))
+
+
+def test_plain_mmengine_refuses_the_cpu(monkeypatch):
+    # Another test may have put the fix in force.
+    monkeypatch.setattr(amp_optimizer_wrapper, 'is_cuda_available',
+                        torch.cuda.is_available)
+    with pytest.raises(AssertionError, match='only available training'):
+        build(torch.nn.Linear(1, 1), **amp(dtype='bfloat16').optim_wrapper)
+
+
+@pytest.mark.parametrize('loss_scale',
+                         ['dynamic', 512., dict(init_scale=512.)])
+def test_computes_in_bfloat16_and_steps(loss_scale):
+    cfg = amp(dtype='bfloat16', loss_scale=loss_scale)
+    prepare_amp(cfg)
+    model = torch.nn.Linear(4, 4)
+    before = model.weight.detach().clone()
+    wrapper = build(model, **cfg.optim_wrapper)
+    assert type(wrapper) is AmpOptimWrapper
+    with wrapper.optim_context(model):
+        out = model(torch.ones(2, 4))
+    assert out.dtype == torch.bfloat16
+    wrapper.update_params(out.float().sum())
+    # The sum of two rows of ones has gradient 2, whatever the loss scale.
+    assert torch.equal(model.weight, before - 1)
+
+
+def test_trains_saves_and_resumes(run_python, trained):
+    state = CheckpointLoader.load_checkpoint(str(trained['checkpoint']))
+    assert 'loss_scaler' in state['optimizer']
+    assert 'rank 0 of 1: iter 4' in trained['stdout']
+    done = run_python(
+        str(TRAINING), str(trained['work_dir']), '--amp', 'bfloat16',
+        '--epochs', '2', '--resume')
+    assert 'rank 0 of 1: iter 8' in done.stdout, done.stderr
+    assert re.search(r'resumed epoch: 1, iter: 4', done.stdout)
+    assert 'Epoch(train) [1]' not in done.stdout
+
+
+@pytest.mark.parametrize('dtype', ['float16', torch.float16])
+def test_refuses_float16(dtype):
+    with pytest.raises(ValueError, match='the only device is the CPU'):
+        prepare_amp(amp(dtype=dtype))
+
+
+def test_leaves_other_wrappers_alone():
+    prepare_amp(Config(dict(optim_wrapper=dict(dtype='float16'))))
+    prepare_amp(Config(dict(model=dict())))

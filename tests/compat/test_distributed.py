@@ -1,0 +1,130 @@
+"""Processes of a launcher, on the CPU and where GPUs are too few."""
+from __future__ import annotations
+
+import re
+import socket
+
+import pytest
+import torch
+from conftest import TRAINING
+from mmengine.config import Config
+
+from wsld_plugin.compat import distributed, prepare_distributed
+
+LAUNCHERS = '''
+import os
+import torch.distributed as dist
+from mmengine.config import Config
+from mmengine.model import MMDistributedDataParallel
+from wsld_plugin.compat import prepare_distributed
+os.environ.update(
+    MASTER_ADDR='127.0.0.1', SLURM_PROCID='0', SLURM_NTASKS='1',
+    SLURM_NODELIST='here', SLURM_LOCALID='0', OMPI_COMM_WORLD_LOCAL_RANK='0',
+    OMPI_COMM_WORLD_SIZE='1', OMPI_COMM_WORLD_RANK='0')
+wrappers = dict(
+    slurm=None,
+    mpi=dict(type=MMDistributedDataParallel, static_graph=True),
+    pytorch=dict(type='MMFullyShardedDataParallel'))
+for launcher, wrapper in wrappers.items():
+    os.environ.pop('LOCAL_RANK', None)
+    if launcher == 'pytorch':
+        os.environ.update(RANK='0', LOCAL_RANK='0', WORLD_SIZE='1')
+    cfg = Config(dict(
+        launcher=launcher, find_unused_parameters=True,
+        env_cfg=dict(dist_cfg=dict(backend='nccl', timeout=60))))
+    if wrapper:
+        cfg.model_wrapper_cfg = wrapper
+    prepare_distributed(cfg)
+    kept = {k: v for k, v in cfg.model_wrapper_cfg.items() if k != 'type'}
+    print(launcher, dist.get_backend(), os.environ['LOCAL_RANK'], kept)
+    dist.destroy_process_group()
+'''
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return str(probe.getsockname()[1])
+
+
+@pytest.fixture(scope='module')
+def two_processes(run_python, tmp_path_factory):
+    work_dir = tmp_path_factory.mktemp('two_processes')
+    done = run_python('-m', 'torch.distributed.run', '--nproc_per_node=2',
+                      f'--master_port={free_port()}', str(TRAINING),
+                      str(work_dir), '--launcher=pytorch', '--quiet')
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_two_processes_train_one_model_on_the_cpu(two_processes):
+    lines = re.findall(
+        r'rank (\d) of 2: iter 2, MMDistributedDataParallel, weights (\S+)',
+        two_processes.stdout)
+    assert sorted(rank for rank, _ in lines) == ['0', '1']
+    assert len({weights for _, weights in lines}) == 1
+    assert 'teacher.accuracy/top1' in two_processes.stdout
+
+
+def test_their_console_shows_no_warnings_of_others(two_processes):
+    console = two_processes.stdout + two_processes.stderr
+    shown = [
+        line for line in console.splitlines()
+        if re.search(r'Warning: | - WARNING - ', line)
+    ]
+    # Raised by torch 2.4 and 2.5 past every filter.
+    assert [line for line in shown if 'zero_optimizer' not in line] == []
+
+
+def test_every_launcher_gets_gloo_and_keeps_its_wrapper(run_python):
+    done = run_python('-c', LAUNCHERS, MASTER_PORT=free_port())
+    assert done.stdout.splitlines()[-3:] == [
+        "slurm gloo 0 {'broadcast_buffers': False, "
+        "'find_unused_parameters': True, 'device_ids': None}",
+        "mpi gloo 0 {'static_graph': True, 'device_ids': None}",
+        'pytorch gloo 0 {}',
+    ], done.stderr
+
+
+def test_without_a_launcher_nothing_is_done():
+    cfg = Config(dict(launcher='none'))
+    prepare_distributed(cfg)
+    assert cfg.to_dict() == dict(launcher='none')
+    assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.parametrize('launcher, said', [
+    ('pytorch', 'LOCAL_RANK is not set'),
+    ('slurm', 'SLURM_LOCALID is not set'),
+    ('ssh', "launcher is 'ssh', expected one of"),
+])
+def test_refuses_a_process_that_no_launcher_started(launcher, said,
+                                                    monkeypatch):
+    monkeypatch.delenv('LOCAL_RANK', raising=False)
+    monkeypatch.delenv('SLURM_LOCALID', raising=False)
+    with pytest.raises(ValueError, match=said):
+        prepare_distributed(Config(dict(launcher=launcher)))
+
+
+@pytest.mark.parametrize('visible, said', [(0, '0 GPUs are'),
+                                           (1, '1 GPU is'),
+                                           (7, '7 GPUs are')])
+def test_refuses_more_processes_than_gpus(visible, said, monkeypatch):
+    monkeypatch.setattr(distributed, 'is_cuda_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: visible)
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    monkeypatch.setenv('LOCAL_WORLD_SIZE', '8')
+    with pytest.raises(
+            ValueError, match=f'asked for 8 processes .* but {said} visible'):
+        prepare_distributed(Config(dict(launcher='pytorch')))
+
+
+def test_leaves_enough_gpus_to_mmengine(monkeypatch):
+    monkeypatch.setattr(distributed, 'is_cuda_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 8)
+    monkeypatch.setenv('LOCAL_RANK', '7')
+    monkeypatch.setenv('LOCAL_WORLD_SIZE', '8')
+    cfg = Config(dict(launcher='pytorch'))
+    prepare_distributed(cfg)
+    assert cfg.to_dict() == dict(launcher='pytorch')
+    assert not torch.distributed.is_initialized()

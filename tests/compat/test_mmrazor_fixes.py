@@ -1,0 +1,108 @@
+"""mmrazor 1.0.0 imports, builds and trains a step on the torch at hand."""
+from __future__ import annotations
+
+import pytest
+import torch
+from mmengine.optim import OptimWrapper
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.utils import digit_version
+from tiny_training import distiller
+
+import wsld_plugin  # noqa: F401
+
+TORCH_2 = digit_version(torch.__version__) >= digit_version('2.0.0')
+
+FIRST_WITHOUT = '''
+import sys, torch
+for attempt in range(2):
+    try:
+        import mmrazor.models
+    except (ImportError, AssertionError) as error:
+        print('broken:', error)
+print('top level imported:', 'mmrazor' in sys.modules)
+import wsld_plugin
+from mmrazor.utils import register_all_modules
+register_all_modules()
+import mmcv, mmengine, mmrazor.models
+from mmrazor.models.task_modules.tracer import fx_tracer
+from mmrazor.registry import MODELS
+truth = mmengine.digit_version(torch.__version__)
+assert mmrazor.digit_version is mmengine.digit_version
+assert fx_tracer.digit_version(torch.__version__) == truth
+for name, module in list(sys.modules.items()):
+    if name.startswith('mmrazor') and hasattr(module, 'digit_version'):
+        assert module.digit_version(torch.__version__) == truth, name
+for name in ('SingleTeacherDistill', 'ConfigurableDistiller', 'WSLD'):
+    assert MODELS.get(name) is not None, name
+print('usable')
+'''
+
+
+@pytest.mark.skipif(not TORCH_2, reason='mmrazor imports on torch 1')
+def test_plain_import_fails_and_can_be_repeated_with_us(run_python):
+    done = run_python('-c', FIRST_WITHOUT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count('broken:') == 2, (
+        'mmrazor imports by itself here: is the fix still needed?')
+    assert 'usable' in done.stdout
+
+
+NEWER_MMCV = '''
+try:
+    import mmrazor
+except AssertionError as error:
+    print('broken:', error)
+import wsld_plugin, mmcv, mmrazor
+print('with us', mmcv.__version__)
+'''
+
+
+def stub_mmcv(folder, version: str) -> None:
+    package = folder / 'mmcv'
+    package.mkdir()
+    (package / '__init__.py').write_text('from .version import __version__\n')
+    (package / 'version.py').write_text(f'__version__ = {version!r}\n')
+
+
+def test_newer_mmcv_is_accepted_with_us_only(
+        run_python, site_without):
+    site = site_without('mmcv')
+    stub_mmcv(site, '2.2.0')
+    done = run_python('-c', NEWER_MMCV, site=site)
+    assert 'broken: MMCV==2.2.0 is used but incompatible' in done.stdout, (
+        'mmrazor accepts it by itself: is the fix still needed?')
+    assert 'with us 2.2.0' in done.stdout, done.stderr
+
+
+def test_missing_mmcv_is_named_with_its_remedy(run_python, site_without):
+    done = run_python(
+        '-c', 'import wsld_plugin, mmrazor', site=site_without('mmcv'))
+    assert done.returncode != 0
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith('ModuleNotFoundError: mmrazor needs mmcv: '
+                           'install mmcv-lite')
+    assert "No module named 'mmcv'" in last
+
+
+def test_a_distillation_step_trains_the_student_alone():
+    from mmpretrain.structures import DataSample
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope('mmrazor'):
+        model = MODELS.build(distiller())
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        optimizer = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1))
+        images = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8)
+        logged = model.train_step(
+            dict(
+                inputs=list(images),
+                data_samples=[
+                    DataSample().set_gt_label(label) for label in range(4)
+                ]), optimizer)
+    assert torch.isfinite(logged['loss'])
+    assert logged['distill.loss_kd'] > 0
+    changed = {
+        key.split('.')[0]
+        for key, value in model.state_dict().items()
+        if key.endswith('.weight') and not torch.equal(value, before[key])
+    }
+    assert changed == {'architecture'}
