@@ -31,13 +31,15 @@ from .inputs import has_class_indices, widen
 from .weight import wsld_weight
 
 _LN2 = math.log(2.0)
-# Elements of one block. On a CPU each thread's share of the three buffers in
-# use (1.5 MiB in float32) fits the second-level cache; elsewhere a block only
-# has to be large enough to hide the launches.
-_CPU_BLOCK_PER_THREAD = 2**17
-_DEVICE_BLOCK = 2**24
-# Two scratch buffers of a fourteenth each stay below 15% of the logits.
-_SCRATCH_SHARE = 14
+# Scratch numbers of one block. On a CPU they fit the second-level caches of
+# the threads that share the block (1 MiB each in float32); elsewhere a block
+# only has to be large enough to hide the launches.
+_CPU_SCRATCH_PER_THREAD = 2**18
+_DEVICE_SCRATCH = 2**25
+# On a CPU they also stay below an eighth of the logits.
+_SCRATCH_SHARE = 8
+# Numbers that one row needs besides its classes: margins, sums, coefficients.
+_ROW_NUMBERS = 48
 # Beyond this margin in bits a cross-entropy is S * 2**-x to float64's
 # rounding, so equal shifts of two margins leave their ratio unchanged.
 _LINEAR_BITS = 64.0
@@ -84,12 +86,13 @@ def _block(student: Tensor, teacher: Tensor, label: Tensor,
            need_grad: bool) -> Tensor:
     """Rows ``scale * tau^2 * weight * soft-label loss`` of one block.
 
-    All blocks have shape ``(a, C, b)``; ``label``, ``weight`` and ``scale``
-    ``(a, 1, b)``. Leaves the gradient in ``q_s`` if it is needed.
+    Logits and buffers have shape ``(a, C, b)``; ``label`` and ``weight``
+    ``(a, 1, b)``; ``scale`` that or none. Leaves the gradient in ``q_s`` if
+    it is needed.
     """
     # Student and teacher, at temperature tau; then both at temperature 1.
     known = weight is not None
-    x = scale.new_empty((2 if known else 4, *scale.shape), dtype=q_s.dtype)
+    x = q_t.new_empty((2 if known else 4, *label.shape))
     total = torch.empty_like(x)
     at_one = [None, None] if known else [total[2], total[3]]
     _relative_to_label(teacher, label, tau, q_t, scratch, x[1], at_one[1])
@@ -121,134 +124,156 @@ def _block(student: Tensor, teacher: Tensor, label: Tensor,
 def _as_rows(tensor: Tensor, channels_last: bool) -> Tensor:
     """View ``(N, C, *)`` as ``(rows, C, 1)`` or ``(N, C, pixels)``."""
     if channels_last:
-        tensor = tensor.movedim(1, -1).reshape(-1, tensor.shape[1])
-    return tensor.reshape(*tensor.shape[:2], -1)
+        tensor = tensor.movedim(1, -1).flatten(0, -2)
+    return tensor.reshape(*tensor.shape[:2], tensor.shape[2:].numel())
 
 
-def _blocks(rows: int, classes: int, pixels: int,
-            device: torch.device) -> tuple[int, int]:
+def _from_rows(rows: Tensor, like: Tensor, channels_last: bool) -> Tensor:
+    """Undo :func:`_as_rows` for a tensor of ``like``'s shape."""
+    if channels_last:
+        return rows.view(like.movedim(1, -1).shape).movedim(-1, 1)
+    return rows.view(like.shape)
+
+
+def _block_size(rows: int, classes: int, pixels: int,
+                device: torch.device) -> tuple[int, int]:
     """How many rows and pixels one block spans."""
+    numbers = _DEVICE_SCRATCH
     if device.type == 'cpu':
-        elements = min(_CPU_BLOCK_PER_THREAD * torch.get_num_threads(),
-                       rows * classes * pixels // _SCRATCH_SHARE)
-    else:
-        elements = _DEVICE_BLOCK
-    columns = max(1, elements // classes)
-    return max(1, columns // pixels), min(pixels, columns)
+        numbers = min(_CPU_SCRATCH_PER_THREAD * torch.get_num_threads(),
+                      rows * classes * pixels // _SCRATCH_SHARE)
+    columns = max(1, numbers // (2 * classes + _ROW_NUMBERS))
+    return max(1, columns // max(pixels, 1)), max(1, min(pixels, columns))
 
 
 def _sweep(student: Tensor, teacher: Tensor, gt_labels: Tensor,
-           scale: Tensor, tau: float, eps: float,
-           need_grad: bool) -> tuple[Tensor, Optional[Tensor]]:
-    """Scaled loss of every row, shaped like ``scale``, and the gradient."""
+           factor: Tensor, need_grad: bool, ignore_index: int, tau: float,
+           eps: float, total: bool) -> tuple[Tensor, Optional[Tensor]]:
+    """Loss of every row, or their sum, and the gradient of the sum."""
     channels_last = (student.dim() > 2 and student.stride(1) == 1
                      and student.movedim(1, -1).is_contiguous())
     s = _as_rows(student, channels_last)
     t = _as_rows(teacher, channels_last)
-    probs = None
-    if has_class_indices(gt_labels):
-        label = gt_labels.unsqueeze(1)
-    else:
-        # Any class serves as the reference; the likeliest loses no digits.
-        probs = _as_rows(gt_labels, channels_last)
-        label = gt_labels.argmax(1, keepdim=True)
-    label = _as_rows(label, channels_last)
-    factor = _as_rows(scale.unsqueeze(1), channels_last)
+    indices = has_class_indices(gt_labels)
+    labels = _as_rows(
+        gt_labels.unsqueeze(1) if indices else gt_labels, channels_last)
     n, classes, pixels = s.shape
-    rows = torch.empty_like(factor)
-    if s.numel() == 0:
-        return rows.view(scale.shape), torch.zeros_like(student)
-    grad = torch.empty_like(student) if need_grad else None
-    g = _as_rows(grad, channels_last) if grad is not None else None
-    a, b = _blocks(n, classes, pixels, s.device)
-    direct = g is not None and g.dtype == factor.dtype
-    scratch = factor.new_empty((2 if direct else 3, min(a, n), classes, b))
+    a, b = _block_size(n, classes, pixels, s.device)
+    # In float32 and float64 the gradient's own memory is the third buffer.
+    grad = s.new_empty(s.shape) if need_grad else None
+    direct = grad is not None and grad.dtype == factor.dtype
+    buffers = factor.new_empty((2 if direct else 3, min(a, n), classes, b))
+    rows = None if total else factor.new_empty((n, 1, pixels))
+    value = factor.new_zeros(())
     for i in range(0, n, a):
         for j in range(0, pixels, b):
             at = (slice(i, i + a), slice(None), slice(j, j + b))
-            s_block, t_block, label_block = s[at], t[at], label[at]
+            s_block, t_block, label = s[at], t[at], labels[at]
             height, _, width = s_block.shape
-            buffers = scratch[:, :height, :, :width].unbind(0)
-            q_s = g[at] if direct and g is not None else buffers[2]
-            weight = None
-            if probs is not None:
-                weight = wsld_weight(s_block, t_block, probs[at],
+            q_t, scratch, *rest = buffers[:, :height, :, :width].unbind(0)
+            q_s = rest[0] if grad is None or not direct else grad[at]
+            if indices:
+                valid = label != ignore_index
+                label = label.masked_fill(~valid, 0)
+                scale, weight = valid * factor, None
+            else:
+                scale = factor
+                weight = wsld_weight(s_block, t_block, label,
                                      eps).unsqueeze(1)
-            rows[at] = _block(s_block, t_block, label_block, weight,
-                              factor[at], tau, eps, q_s, buffers[0],
-                              buffers[1], need_grad)
-            if g is not None and not direct:
-                g[at] = q_s
-    return rows.view(scale.shape), grad
+                # Any class serves as y; the likeliest loses no digits.
+                label = label.argmax(1, keepdim=True)
+            block = _block(s_block, t_block, label, weight, scale, tau, eps,
+                           q_s, q_t, scratch, need_grad)
+            if rows is None:
+                value += block.sum()
+            else:
+                rows[at] = block
+            if grad is not None and not direct:
+                grad[at] = q_s
+    if grad is not None:
+        grad = _from_rows(grad, student, channels_last)
+    if rows is None:
+        return value, grad
+    return _from_rows(rows, student[:, :1], channels_last).squeeze(1), grad
 
 
 class _FusedWSLD(torch.autograd.Function):
-    """Scaled loss of every row; teacher, weight and labels get no gradient.
+    """The loss; teacher, weight and labels get no gradient.
 
     The gradient is computed with the value and handed out once. A second
-    backward pass, or one that is itself differentiated, evaluates the closed
-    form again.
+    backward pass sweeps again, and one that is itself differentiated takes
+    the closed form.
     """
 
     @staticmethod
     def forward(  # type: ignore[override]
             ctx: Any, student: Tensor, teacher: Tensor, gt_labels: Tensor,
-            scale: Tensor, tau: float, eps: float, total: bool) -> Tensor:
-        ctx.save_for_backward(student, teacher, gt_labels, scale)
-        ctx.tau, ctx.eps, ctx.total = tau, eps, total
-        rows, ctx.grad = _sweep(student, teacher, gt_labels, scale, tau, eps,
-                                ctx.needs_input_grad[0])
-        return rows.sum() if total else rows
+            factor: Tensor, *settings: Any) -> Tensor:
+        ctx.save_for_backward(student, teacher, gt_labels, factor)
+        ctx.settings = settings
+        value, ctx.grad = _sweep(student, teacher, gt_labels, factor,
+                                 ctx.needs_input_grad[0], *settings)
+        return value
 
     @staticmethod
     def backward(  # type: ignore[override]
             ctx: Any, grad_output: Tensor) -> tuple[Optional[Tensor], ...]:
+        none = (None, ) * (3 + len(ctx.settings))
         if not ctx.needs_input_grad[0]:
-            return (None, ) * 7
+            return (None, *none)
+        student, teacher, gt_labels, factor = ctx.saved_tensors
+        grad: Optional[Tensor]
+        total = grad_output.dim() == 0
+        by_row = grad_output if total else grad_output.unsqueeze(1)
+        if torch.is_grad_enabled():
+            grad = _closed_form_gradient(student, teacher, gt_labels, factor,
+                                         *ctx.settings)
+            return (grad * by_row, *none)
         grad, ctx.grad = ctx.grad, None
-        if grad is None or torch.is_grad_enabled():
-            student, teacher, gt_labels, scale = ctx.saved_tensors
-            grad = _closed_form_gradient(student, teacher, gt_labels, scale,
-                                         ctx.tau, ctx.eps)
-            factor = grad_output if ctx.total else grad_output.unsqueeze(1)
-            return (grad * factor, ) + (None, ) * 6
-        if not ctx.total:
-            grad.mul_(grad_output.unsqueeze(1))
-        elif grad_output.device.type != 'cpu' or grad_output != 1:
-            # On a CPU the test is free and saves a pass over the gradient;
-            # elsewhere it would wait for the device.
-            grad.mul_(grad_output)
-        return (grad, ) + (None, ) * 6
+        if grad is None:
+            _, grad = _sweep(student, teacher, gt_labels, factor, True,
+                             *ctx.settings)
+        # On a CPU the test is free and saves a pass over the gradient;
+        # elsewhere it would wait for the device.
+        if not total or grad_output.device.type != 'cpu' or grad_output != 1:
+            grad = grad.mul_(by_row)  # type: ignore[union-attr]
+        return (grad, *none)
 
 
 def _closed_form_gradient(student: Tensor, teacher: Tensor,
-                          gt_labels: Tensor, scale: Tensor, tau: float,
-                          eps: float) -> Tensor:
-    """``scale * tau * weight * (softmax(s/tau) - softmax(t/tau))``."""
+                          gt_labels: Tensor, factor: Tensor,
+                          ignore_index: int, tau: float, eps: float,
+                          total: bool) -> Tensor:
+    """``factor * tau * weight * (softmax(s/tau) - softmax(t/tau))``."""
+    if has_class_indices(gt_labels):
+        valid = gt_labels != ignore_index
+        factor = factor * valid
+        gt_labels = gt_labels.masked_fill(~valid, 0)
     weight = wsld_weight(student, teacher, gt_labels, eps)
     soft = (widen(student) / tau).softmax(1)
-    soft = soft - (widen(teacher.detach()) / tau).softmax(1)
-    return ((weight * scale * tau).unsqueeze(1) * soft).to(student.dtype)
+    soft = soft - (widen(teacher) / tau).softmax(1)
+    return ((weight * factor * tau).unsqueeze(1) * soft).to(student.dtype)
 
 
-def fused_rows(student: Tensor, teacher: Tensor, gt_labels: Tensor,
-               scale: Tensor, tau: float, eps: float,
-               total: bool) -> Tensor:
-    """WSLD loss of each row times ``scale``, or their sum.
+def fused_wsld_loss(student: Tensor, teacher: Tensor, gt_labels: Tensor,
+                    factor: Tensor, ignore_index: int, tau: float,
+                    eps: float, total: bool) -> Tensor:
+    """WSLD loss of each row times ``factor``, or their sum.
 
     Args:
         student: Logits ``(N, C)`` or ``(N, C, *)``; receives the gradient.
-        teacher: Logits of the same shape.
-        gt_labels: Class indices ``(N, *)``, all in ``[0, C)``, or class
-            probabilities shaped like the logits.
-        scale: Factor of each row, ``(N, *)`` in float32 or float64: the
-            precision of all that is computed.
+        teacher: Logits of the same shape, without gradient.
+        gt_labels: int64 class indices ``(N, *)``, or class probabilities
+            shaped like the logits.
+        factor: Scalar in float32 or float64, which is the precision of all
+            that is computed.
+        ignore_index: Class index of rows that get loss and gradient 0.
         tau: Temperature.
         eps: Added to the teacher's cross-entropy, in nats.
         total: Whether to return the sum instead of the rows.
 
     Returns:
-        ``(N, *)`` or a scalar, of ``scale``'s dtype.
+        ``(N, *)`` or a scalar, of ``factor``'s dtype.
     """
-    return _FusedWSLD.apply(student, teacher, gt_labels, scale, tau, eps,
-                            total)
+    return _FusedWSLD.apply(student, teacher, gt_labels, factor, ignore_index,
+                            tau, eps, total)

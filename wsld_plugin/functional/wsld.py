@@ -5,12 +5,12 @@ Bias-Variance Tradeoff Perspective", ICLR 2021, arXiv 2102.00650.
 """
 from __future__ import annotations
 
-from typing import Optional
+from typing import Optional, Union
 
 import torch
 from torch import Tensor
 
-from .fused import fused_rows
+from .fused import fused_wsld_loss
 from .inputs import (
     REDUCTIONS,
     check_inputs,
@@ -77,13 +77,11 @@ def wsld_loss(student: Tensor,
     """
     check_inputs(student, teacher, gt_labels, ignore_index, num_classes)
     check_reduction(reduction)
-    gt_labels, scale = _row_scale(student, teacher, gt_labels, loss_weight,
-                                  reduction, ignore_index)
-    if is_compiling():
-        rows = _composed_rows(student, teacher, gt_labels, tau, eps) * scale
-        return rows if reduction == 'none' else rows.sum()
-    return fused_rows(student, teacher.detach(), gt_labels, scale, tau, eps,
-                      reduction != 'none')
+    loss = _composed if is_compiling() else fused_wsld_loss
+    gt_labels, factor = _factor(student, teacher, gt_labels, loss_weight,
+                                reduction, ignore_index)
+    return loss(student, teacher.detach(), gt_labels, factor, ignore_index,
+                tau, eps, reduction != 'none')
 
 
 def wsld_loss_reference(student: Tensor,
@@ -104,11 +102,10 @@ def wsld_loss_reference(student: Tensor,
     """
     check_inputs(student, teacher, gt_labels, ignore_index, num_classes)
     check_reduction(reduction)
-    gt_labels, scale = _row_scale(student, teacher, gt_labels, loss_weight,
-                                  reduction, ignore_index)
-    rows = _composed_rows(student, teacher.detach(), gt_labels, tau,
-                          eps) * scale
-    return rows if reduction == 'none' else rows.sum()
+    gt_labels, factor = _factor(student, teacher, gt_labels, loss_weight,
+                                reduction, ignore_index)
+    return _composed(student, teacher.detach(), gt_labels, factor,
+                     ignore_index, tau, eps, reduction != 'none')
 
 
 def check_reduction(reduction: str) -> None:
@@ -122,30 +119,31 @@ def check_reduction(reduction: str) -> None:
                          f'{reduction!r}')
 
 
-def _composed_rows(student: Tensor, teacher: Tensor, gt_labels: Tensor,
-                   tau: float, eps: float) -> Tensor:
-    """``tau^2 * weight * soft-label cross-entropy`` of each row."""
+def _composed(student: Tensor, teacher: Tensor, gt_labels: Tensor,
+              factor: Tensor, ignore_index: int, tau: float, eps: float,
+              total: bool) -> Tensor:
+    """The formula itself; arguments of :func:`fused_wsld_loss`."""
+    if has_class_indices(gt_labels):
+        valid = gt_labels != ignore_index
+        factor = factor * valid
+        gt_labels = gt_labels.masked_fill(~valid, 0)
     weight = wsld_weight(student, teacher, gt_labels, eps)
-    soft_labels = (widen(teacher.detach()) / tau).softmax(1)
+    soft_labels = (widen(teacher) / tau).softmax(1)
     log_probs = (widen(student) / tau).log_softmax(1)
-    return -tau**2 * weight * (soft_labels * log_probs).sum(1)
+    rows = -tau**2 * weight * (soft_labels * log_probs).sum(1) * factor
+    return rows.sum() if total else rows
 
 
-def _row_scale(student: Tensor, teacher: Tensor, gt_labels: Tensor,
-               loss_weight: float, reduction: str,
-               ignore_index: int) -> tuple[Tensor, Tensor]:
-    """Labels safe to index with, and each row's factor in the loss."""
+def _factor(student: Tensor, teacher: Tensor, gt_labels: Tensor,
+            loss_weight: float, reduction: str,
+            ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Labels as int64 or probabilities, and every row's factor, a scalar."""
     double = torch.float64 in (student.dtype, teacher.dtype)
-    dtype = torch.float64 if double else torch.float32
-    if not has_class_indices(gt_labels):
-        shape = student.shape[:1] + student.shape[2:]
-        count = max(shape.numel(), 1) if reduction == 'mean' else 1
-        return gt_labels, torch.full(
-            shape, loss_weight / count, dtype=dtype, device=student.device)
-    gt_labels = gt_labels.long()
-    valid = gt_labels != ignore_index
-    scale = valid.to(dtype) * loss_weight
-    if reduction == 'mean':
+    factor = torch.full((), loss_weight, device=student.device,
+                        dtype=torch.float64 if double else torch.float32)
+    count: Union[int, Tensor] = max(1, student[:, 0].numel())
+    if has_class_indices(gt_labels):
+        gt_labels = gt_labels.long()
         # A tensor, not a number: reading it would wait for the device.
-        scale = scale / valid.sum().clamp(min=1)
-    return gt_labels.masked_fill(~valid, 0), scale
+        count = (gt_labels != ignore_index).sum().clamp(min=1)
+    return gt_labels, factor / count if reduction == 'mean' else factor
