@@ -59,7 +59,7 @@ def train_config(args: argparse.Namespace) -> Config:
     if args.amp:
         use_mixed_precision(cfg)
     if args.auto_scale_lr:
-        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+        if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             fail('--auto-scale-lr needs auto_scale_lr.base_batch_size, the '
                  "batch size that the config's learning rate is meant for")
         cfg.auto_scale_lr.enable = True

@@ -5,7 +5,7 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,25 +13,26 @@ import pytest
 TOOLS = Path(__file__).parents[2] / 'tools'
 
 
-@pytest.fixture
-def call_tool(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+@pytest.fixture(scope='session')
+def call_tool() -> Iterator[Callable[..., None]]:
     """Call a Python tool's ``main`` with command line arguments."""
-    monkeypatch.syspath_prepend(str(TOOLS))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(TOOLS))
 
-    def call(name: str, *args: object) -> None:
-        path = TOOLS / name
-        spec = importlib.util.spec_from_file_location(
-            f'tool_{path.stem}', path)
-        assert spec is not None and spec.loader is not None
-        tool = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(tool)
-        monkeypatch.setattr(sys, 'argv', [str(path), *map(str, args)])
-        tool.main()
+        def call(name: str, *args: object) -> None:
+            path = TOOLS / name
+            spec = importlib.util.spec_from_file_location(
+                f'tool_{path.stem}', path)
+            assert spec is not None and spec.loader is not None
+            tool = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(tool)
+            patch.setattr(sys, 'argv', [str(path), *map(str, args)])
+            tool.main()
 
-    return call
+        yield call
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
 def start_tool() -> Callable[..., subprocess.Popen]:
     """Start a tool as a process, output to a pipe."""
 

@@ -1,0 +1,247 @@
+"""train.py, test.py, export_student.py and the scripts around them."""
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmengine.config import ConfigDict
+
+HERE = Path(__file__).parent
+TOOLS = HERE.parents[1] / 'tools'
+DISTILLATION = HERE / 'tiny_distillation.py'
+STUDENT = HERE / 'tiny_student.py'
+# The scans that training validates on.
+ON_VAL = ('--cfg-options', 'test_dataloader.dataset.split=val')
+
+Call = Callable[..., None]
+Start = Callable[..., subprocess.Popen]
+
+
+def scalars(work_dir: Path) -> list[dict[str, Any]]:
+    newest = max(work_dir.glob('*/vis_data/scalars.json'))
+    return [json.loads(line) for line in newest.read_text().splitlines()]
+
+
+@pytest.fixture(scope='module')
+def trained(call_tool: Call, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Work dir of an epoch with running averages of the weights."""
+    work_dir = tmp_path_factory.mktemp('trained')
+    call_tool('train.py', DISTILLATION, '--work-dir', work_dir,
+              '--auto-scale-lr', '--cfg-options', 'train_cfg.max_epochs=1',
+              'default_hooks.ema.type=EMAHook',
+              'default_hooks.ema.momentum=0.1')
+    return work_dir
+
+
+@pytest.fixture(scope='module')
+def exported(call_tool: Call, trained: Path) -> Path:
+    call_tool('export_student.py', trained / 'epoch_1.pth', f'{trained}/out/')
+    path, = (trained / 'out').iterdir()
+    return path
+
+
+def last_line(capsys: pytest.CaptureFixture) -> str:
+    return capsys.readouterr().out.splitlines()[-1]
+
+
+def test_learning_rate_is_scaled(trained: Path) -> None:
+    steps = [entry for entry in scalars(trained) if 'lr' in entry]
+    # The warm-up starts at a tenth of 0.02, half of which is for 16 scans.
+    assert steps[0]['lr'] == pytest.approx(0.02 / 10 / 2)
+
+
+@pytest.mark.parametrize('config', [DISTILLATION, STUDENT])
+@pytest.mark.parametrize('whose', ['distiller', 'student'])
+def test_both_checkpoints_with_both_configs(
+        config: Path, whose: str, trained: Path, exported: Path,
+        call_tool: Call, tmp_path: Path,
+        capsys: pytest.CaptureFixture) -> None:
+    checkpoint = exported if whose == 'student' else trained / 'epoch_1.pth'
+    call_tool('test.py', config, checkpoint, '--work-dir', tmp_path, *ON_VAL)
+    metrics = json.loads(last_line(capsys))
+    validated = scalars(trained)[-1]
+    assert metrics == {'accuracy/top1': validated['accuracy/top1']}
+
+
+def test_two_processes_test_alike(trained: Path, start_tool: Start,
+                                  tmp_path: Path) -> None:
+    run = start_tool('dist_test.sh', DISTILLATION, trained / 'epoch_1.pth', 2,
+                     '--work-dir', tmp_path / 'a b', *ON_VAL)
+    output, _ = run.communicate(timeout=300)
+    assert run.returncode == 0, output[-3000:]
+    lines = [line for line in output.splitlines() if line.startswith('{"acc')]
+    assert [json.loads(line)['accuracy/top1'] for line in lines
+            ] == [scalars(trained)[-1]['accuracy/top1']]
+
+
+def test_outputs(exported: Path, call_tool: Call, tmp_path: Path,
+                 capsys: pytest.CaptureFixture) -> None:
+    common = (STUDENT, exported, '--work-dir', tmp_path, *ON_VAL)
+    call_tool('test.py', *common, '--amp', '--tta', '--out',
+              tmp_path / 'metrics.json', '--out-item', 'metrics')
+    metrics = json.loads((tmp_path / 'metrics.json').read_text())
+    assert metrics == json.loads(last_line(capsys))
+    call_tool('test.py', *common, '--out', tmp_path / 'scans.pkl',
+              '--show-dir', tmp_path / 'shown', '--interval', 32)
+    scans = pickle.loads((tmp_path / 'scans.pkl').read_bytes())
+    assert len(scans) == 64
+    assert scans[0]['pred_score'].shape == (10, )
+
+
+def test_export_prints_where(trained: Path, call_tool: Call, tmp_path: Path,
+                             capsys: pytest.CaptureFixture) -> None:
+    call_tool('export_student.py', trained / 'epoch_1.pth', tmp_path / 'r18')
+    out = capsys.readouterr().out.splitlines()
+    assert out[-2] == "The student's averaged (EMA) weights:"
+    path, = tmp_path.glob('r18_*.pth')
+    assert out[-1] == str(path)
+
+
+def test_mixed_precision_without_validation(call_tool: Call,
+                                            tmp_path: Path) -> None:
+    call_tool('train.py', DISTILLATION, '--work-dir', tmp_path, '--amp',
+              '--no-validate', '--cfg-options', 'train_cfg.max_epochs=1')
+    log, = tmp_path.glob('*/*.log')
+    assert "type='AmpOptimWrapper'" in log.read_text()
+    losses = [entry['loss'] for entry in scalars(tmp_path) if 'loss' in entry]
+    assert len(losses) == 8
+    assert torch.tensor(losses).isfinite().all()
+    assert not any('accuracy/top1' in entry for entry in scalars(tmp_path))
+
+
+MISTAKES: dict[str, tuple[str, ...]] = {
+    'cannot read the config nowhere.py': ('train.py', 'nowhere.py'),
+    'cannot read the config {tmp}/broken.py': ('train.py', '{tmp}/broken.py'),
+    '{tmp}/nowhere.pth can not be found': (
+        'train.py', '{distillation}', '--cfg-options',
+        'model.teacher_ckpt={tmp}/nowhere.pth'),
+    'model.teacher_ckpt={exported} does not fit': (
+        'train.py', '{distillation}', '--cfg-options',
+        'model.teacher_ckpt={exported}'),
+    'cannot download a checkpoint': (
+        'train.py', '{distillation}', '--cfg-options',
+        'model.teacher_ckpt=http://127.0.0.1:9/teacher.pth'),
+    'auto_scale_lr.base_batch_size': (
+        'train.py', '{distillation}', '--auto-scale-lr', '--cfg-options',
+        'auto_scale_lr=None'),
+    'cannot replace optim_wrapper.type=ApexOptimWrapper': (
+        'train.py', '{distillation}', '--amp', '--cfg-options',
+        'optim_wrapper.type=ApexOptimWrapper'),
+    "optim_wrapper.dtype is 'float16'": (
+        'train.py', '{distillation}', '--amp', '--cfg-options',
+        'optim_wrapper.dtype=float16'),
+    'was not started by that launcher': (
+        'train.py', '{distillation}', '--launcher', 'pytorch'),
+    '{tmp}/nowhere2.pth can not be found': (
+        'train.py', '{distillation}', '--resume', '{tmp}/nowhere2.pth'),
+    '{tmp}/nowhere3.pth can not be found': (
+        'test.py', '{distillation}', '{tmp}/nowhere3.pth'),
+    '{tmp}/teacher.pth holds no student': (
+        'test.py', '{distillation}', '{tmp}/teacher.pth'),
+    '{exported} does not fit the ImageClassifier': (
+        'test.py', '{student}', '{exported}', '--cfg-options',
+        'model.backbone.depth=34'),
+    '{tmp}/empty.pth holds no student': (
+        'export_student.py', '{tmp}/empty.pth', '{tmp}/out/'),
+}
+
+
+@pytest.mark.parametrize('message', MISTAKES)
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason='some mistakes are none with a GPU')
+def test_mistakes_are_told_in_one_line(
+        message: str, exported: Path, call_tool: Call, tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / 'broken.py').write_text('model = dict(\n')
+    torch.save({'state_dict': {'teacher.w': torch.rand(1)}},
+               tmp_path / 'teacher.pth')
+    torch.save({'state_dict': {}}, tmp_path / 'empty.pth')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv('LOCAL_RANK', raising=False)
+    names = dict(
+        tmp=tmp_path,
+        exported=exported,
+        distillation=DISTILLATION,
+        student=STUDENT)
+    with pytest.raises(SystemExit) as leaving:
+        call_tool(*(arg.format(**names) for arg in MISTAKES[message]))
+    line = leaving.value.code
+    assert isinstance(line, str)
+    assert message.format(**names) in line
+    assert '\n' not in line
+    assert not (tmp_path / 'out').exists()
+
+
+def test_mistake_leaves_with_an_error(start_tool: Start) -> None:
+    run = start_tool('train.py', 'nowhere.py')
+    output, _ = run.communicate(timeout=300)
+    assert run.returncode == 1
+    assert output.splitlines()[-1].startswith('train.py: cannot read the conf')
+
+
+def test_dataloader_defaults_leave_choices_alone(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(TOOLS))
+    from command_line import set_dataloader_defaults
+    loader = ConfigDict(num_workers=2)
+    set_dataloader_defaults(loader, persistent_workers=True, pin_memory=False)
+    assert loader == dict(
+        num_workers=2,
+        collate_fn=dict(type='default_collate'),
+        persistent_workers=True,
+        pin_memory=False)
+    loader = ConfigDict(num_workers=0, collate_fn=dict(type='own'))
+    set_dataloader_defaults(loader, persistent_workers=True, pin_memory=True)
+    assert loader == dict(
+        num_workers=0,
+        collate_fn=dict(type='own'),
+        persistent_workers=False,
+        pin_memory=torch.cuda.is_available())
+
+
+@pytest.mark.parametrize('script', sorted(TOOLS.glob('*.sh')),
+                         ids=lambda path: path.name)
+def test_scripts_tell_their_usage(script: Path) -> None:
+    run = subprocess.run([str(script)], capture_output=True, text=True)
+    assert run.returncode == 2
+    assert run.stderr.startswith(f'usage: {script} ')
+
+
+@pytest.mark.parametrize('script', ['slurm_train.sh', 'slurm_test.sh'])
+def test_slurm_gets_the_job(script: str, tmp_path: Path) -> None:
+    srun = tmp_path / 'srun'
+    srun.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    srun.chmod(0o755)
+    environment = dict(
+        os.environ,
+        PATH=f'{tmp_path}:{os.environ["PATH"]}',
+        PYTHON=sys.executable,
+        GPUS='4',
+        SRUN_ARGS='--qos=night --exclusive')
+    job = [TOOLS / script, 'gpu', 'r18', 'my config.py', 'second argument']
+    options = ['--cfg-options', 'a=b c']
+    run = subprocess.run(
+        [*job, *options],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
+        check=True)
+    tool = script.replace('slurm_', '').replace('.sh', '.py')
+    second = ('--work-dir=second argument'
+              if tool == 'train.py' else 'second argument')
+    assert run.stdout.splitlines() == [
+        '-p', 'gpu', '--job-name=r18', '--gres=gpu:4', '--ntasks=4',
+        '--ntasks-per-node=4', '--cpus-per-task=5', '--kill-on-bad-exit=1',
+        '--qos=night', '--exclusive', sys.executable, '-u',
+        str(TOOLS / tool), 'my config.py', second, '--launcher=slurm',
+        *options
+    ]
