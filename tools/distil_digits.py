@@ -231,7 +231,8 @@ def run(work_dirs: Path,
                                   ('wsld_r34_r18_digits', True)))
         _train([run for pair in zip(plain, distilled) for run in pair],
                console, SIDE_BY_SIDE)
-        with _captured(out / 'quickstart.log'):
+        with console.status('Exporting, predicting, drawing'), _captured(
+                out / 'quickstart.log'):
             students = [_export(training, out) for training in distilled]
             test = DigitsDataset('test')
             scores = {
@@ -285,7 +286,8 @@ def _train(trainings: Sequence[Training], console: Console,
     """Run the trainings that are not finished, a few at a time."""
     for training in trainings:
         if training.finished:
-            console.print(f'Reused   {_short(training.work_dir)}')
+            console.print(
+                f'Reused   {_short(training.work_dir)}', soft_wrap=True)
     waiting = [
         training for training in trainings if not training.finished
     ]
@@ -299,12 +301,17 @@ def _train(trainings: Sequence[Training], console: Console,
         TextColumn('epochs, val {task.fields[accuracy]}%'),
         TimeElapsedColumn(),
         console=console,
-        transient=True)
+        transient=True,
+        disable=not console.is_terminal)
     try:
         with progress:
             while waiting or running:
                 while waiting and len(running) < side_by_side:
                     training = waiting.pop(0)
+                    if not console.is_terminal:
+                        console.print(
+                            f'Training {_short(training.work_dir)}',
+                            soft_wrap=True)
                     task = progress.add_task(
                         f'Training {_short(training.work_dir)}',
                         total=training.epochs,
@@ -331,7 +338,8 @@ def _train(trainings: Sequence[Training], console: Console,
                         f'Trained  {_short(training.work_dir)}: val '
                         f'{training.accuracies()[-1]:.1f}% after '
                         f'{training.epochs} epochs, '
-                        f'{_duration(time.monotonic() - began)}')
+                        f'{_duration(time.monotonic() - began)}',
+                        soft_wrap=True)
     finally:
         for process, _, _ in running.values():
             process.terminate()
