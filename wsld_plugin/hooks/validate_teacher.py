@@ -39,13 +39,14 @@ class ValidateTeacherHook(Hook):
                 of the teacher, has others, or others' shapes.
         """
         distiller = distillers(runner.model).get('teacher')
-        if distiller is None:
+        cfg = runner.cfg.get('model')
+        if distiller is None or not isinstance(cfg, dict):
             return
-        path = runner.cfg.model.get('teacher_ckpt')
+        path = cfg.get('teacher_ckpt')
         if path:
             load_strictly(distiller.teacher, path, 'model.teacher_ckpt')
         elif not (distiller.teacher.init_cfg or distiller.teacher_trainable
-                  or runner.cfg.get('resume')):
+                  or runner.cfg.get('resume') or runner.cfg.get('load_from')):
             runner.logger.warning(
                 'model.teacher_ckpt is not set: the teacher has random '
                 'weights.')
