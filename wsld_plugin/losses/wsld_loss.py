@@ -63,7 +63,10 @@ class WSLDLoss(nn.Module):
             raise ValueError(f'eps must not be negative, got {eps}')
         check_reduction(reduction)
         self.reduction = reduction
-        self.ignore_index = ignore_index
+        self.ignore_index = _integer('ignore_index', ignore_index)
+        if num_classes is not None and _integer('num_classes',
+                                                num_classes) < 1:
+            raise ValueError(f'num_classes must be above 0, got {num_classes}')
         self.num_classes = num_classes
 
     def forward(self, student: Tensor, teacher: Tensor,
@@ -101,3 +104,10 @@ def _finite(name: str, value: float) -> float:
     if not math.isfinite(value):
         raise ValueError(f'{name} must be finite, got {value}')
     return float(value)
+
+
+def _integer(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f'{name} must be an integer, got '
+                        f'{type(value).__name__}')
+    return value

@@ -1,0 +1,139 @@
+"""WSLDLoss as MMRazor's distillers meet it."""
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from mmengine.registry import MODELS, DefaultScope
+
+from wsld_plugin.functional import wsld_loss
+from wsld_plugin.losses import WSLDLoss
+
+
+def logits(shape=(16, 10), seed=0):
+    gen = torch.Generator().manual_seed(seed)
+    student, teacher = (
+        3 * torch.randn(shape, generator=gen) for _ in range(2))
+    labels = torch.randint(
+        shape[1], (shape[0], *shape[2:]), generator=gen)
+    return student.requires_grad_(), teacher, labels
+
+
+@pytest.mark.parametrize('scope', ['mmengine', 'mmrazor', 'mmpretrain'])
+def test_every_scope_builds_it_by_its_bare_name(scope):
+    cfg = dict(type='WSLDLoss', tau=2, loss_weight=2.5)
+    with DefaultScope.overwrite_default_scope(scope):
+        registry = MODELS
+        if scope == 'mmrazor':
+            from mmrazor.registry import MODELS as registry
+        elif scope == 'mmpretrain':
+            from mmpretrain.registry import MODELS as registry
+        assert type(registry.build(cfg)) is WSLDLoss
+
+
+def test_it_passes_every_setting_on():
+    student, teacher, labels = logits()
+    labels[3] = 7
+    loss = WSLDLoss(tau=3, loss_weight=2.25, eps=0.5, reduction='sum',
+                    ignore_index=7, num_classes=10)
+    got = loss(student=student, teacher=teacher, gt_labels=labels)
+    assert got == wsld_loss(student, teacher, labels, 3.0, 2.25, 0.5, 'sum',
+                            7)
+    changed = [dict(tau=2), dict(loss_weight=1), dict(eps=0),
+               dict(reduction='mean'), dict(ignore_index=-100)]
+    settings = dict(tau=3, loss_weight=2.25, eps=0.5, reduction='sum',
+                    ignore_index=7)
+    for change in changed:
+        assert WSLDLoss(**{**settings, **change})(student, teacher,
+                                                  labels) != got
+
+
+@pytest.mark.parametrize('eps', [0.0, 1e-7])
+@pytest.mark.parametrize('tau,loss_weight', [(1, 1), (2, 2.5), (4, 2.25)])
+def test_mmrazor_computes_the_same(tau, loss_weight, eps):
+    from mmrazor.models.losses import WSLD
+    student, teacher, labels = logits((64, 100))
+    theirs = WSLD(tau, loss_weight, 100)(student, teacher, labels)
+    ours = WSLDLoss(tau, loss_weight, eps)(student, teacher, labels)
+    grads = [torch.autograd.grad(x, student)[0] for x in (theirs, ours)]
+    # The 1e-7 is far below these cross-entropies; it decides for others.
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+    torch.testing.assert_close(grads[1], grads[0], rtol=1e-4, atol=1e-8)
+
+
+def test_eps_decides_for_a_perfect_teacher():
+    from mmrazor.models.losses import WSLD
+    student = torch.tensor([[16.0, 0.0]])
+    teacher = torch.tensor([[60.0, 0.0]])
+    label = torch.tensor([0])
+    theirs = WSLD(2, 1, 2)(student, teacher, label)
+    published = WSLDLoss(2, eps=1e-7)(student, teacher, label)
+    paper = WSLDLoss(2)(student, teacher, label)
+    assert published.item() == pytest.approx(theirs.item(), rel=0.05)
+    assert paper.item() > 1.05 * published.item()
+
+
+def test_a_configurable_distiller_takes_it_for_mmrazors_wsld():
+    from mmrazor.registry import MODELS as RAZOR
+
+    def build(loss_type):
+        mapping = dict(
+            student=dict(recorder='fc', from_student=True),
+            teacher=dict(recorder='fc', from_student=False),
+            gt_labels=dict(
+                recorder='gt_labels', from_student=True, data_idx=1))
+        return RAZOR.build(dict(
+            _scope_='mmrazor',
+            type='ConfigurableDistiller',
+            student_recorders=dict(
+                fc=dict(type='ModuleOutputs', source='head.fc'),
+                gt_labels=dict(
+                    type='ModuleInputs', source='head.loss_module')),
+            teacher_recorders=dict(
+                fc=dict(type='ModuleOutputs', source='head.fc')),
+            distill_losses=dict(loss_wsld=dict(
+                type=loss_type, tau=2, loss_weight=2.5, num_classes=1000)),
+            loss_forward_mappings=dict(loss_wsld=mapping)))
+
+    assert type(build('WSLD').distill_losses.loss_wsld).__name__ == 'WSLD'
+    assert isinstance(build('WSLDLoss').distill_losses.loss_wsld, WSLDLoss)
+
+
+@pytest.mark.parametrize('settings,error,match', [
+    (dict(tau=0), ValueError, 'tau must be above 0, got 0'),
+    (dict(tau=-1.5), ValueError, 'tau'),
+    (dict(tau=float('nan')), ValueError, 'tau must be finite, got nan'),
+    (dict(tau=float('inf')), ValueError, 'tau'),
+    (dict(tau='2'), TypeError, 'tau must be a number, got str'),
+    (dict(tau=True), TypeError, 'tau'),
+    (dict(loss_weight=None), TypeError, 'loss_weight'),
+    (dict(loss_weight=float('nan')), ValueError, 'loss_weight'),
+    (dict(eps=-1e-7), ValueError, 'eps must not be negative'),
+    (dict(reduction='batchmean'), ValueError, "'batchmean'"),
+    (dict(ignore_index=1.5), TypeError, 'ignore_index'),
+    (dict(num_classes=0), ValueError, 'num_classes'),
+    (dict(num_classes='ten'), TypeError, 'num_classes'),
+])
+def test_bad_settings_are_refused(settings, error, match):
+    with pytest.raises(error, match=match):
+        WSLDLoss(**settings)
+
+
+def test_num_classes_is_checked_and_nothing_else():
+    student, teacher, labels = logits()
+    assert WSLDLoss(num_classes=10)(student, teacher, labels) == WSLDLoss()(
+        student, teacher, labels)
+    with pytest.raises(ValueError, match='num_classes is 1000'):
+        WSLDLoss(num_classes=1000)(student, teacher, labels)
+
+
+def test_it_is_copied_and_saved_with_a_model():
+    loss = WSLDLoss(tau=2, loss_weight=2.5)
+    student, teacher, labels = logits()
+    assert not loss.state_dict() and not list(loss.parameters())
+    for twin in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
+        assert twin(student, teacher, labels) == loss(student, teacher,
+                                                      labels)
+    assert 'tau=2.0, loss_weight=2.5' in repr(loss)
