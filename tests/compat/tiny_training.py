@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from mmengine.config import Config
@@ -21,6 +21,8 @@ import wsld_plugin
 @DATASETS.register_module()
 class RandomPictures(Dataset):
     """Sixteen noise pictures of 32x32 with labels 0 to 9."""
+
+    metainfo: ClassVar = dict(classes=tuple('0123456789'))
 
     def __len__(self) -> int:
         return 16

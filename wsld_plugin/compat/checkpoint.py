@@ -28,14 +28,15 @@ def apply() -> None:
         return
     torch.serialization.add_safe_globals(_written_by_mmengine())
     after_import('mmengine.runner.checkpoint', _load_weights_only)
-    put_on_record(Fix(
-        name='mmengine-checkpoints',
-        package='mmengine 0.10',
-        versions='torch>=2.6',
-        reason='torch.load refuses the log history in mmengine checkpoints; '
-        'what mmengine writes is allowed, anything else is refused with a '
-        'message that names it',
-        upstream='mmengine/runner/checkpoint.py'))
+    put_on_record(
+        Fix(
+            name='mmengine-checkpoints',
+            package='mmengine 0.10',
+            versions='torch>=2.6',
+            reason='torch.load refuses the log history in mmengine '
+            'checkpoints; what mmengine writes is allowed, anything else is '
+            'refused with a message that names it',
+            upstream='mmengine/runner/checkpoint.py'))
 
 
 def _written_by_mmengine() -> list[Any]:
@@ -103,10 +104,14 @@ def _torch_load(file: Any,
 
 
 def _refusal(filename: str, error: pickle.UnpicklingError) -> str:
-    found = re.search(
-        r'GLOBAL (\S+) (?:was not an allowed|whose module)', str(error))
+    said = str(error)
+    found = re.search(r'GLOBAL (\S+) (?:was not an allowed|'
+                      r'whose module)', said)
     if found is None:
-        return f'{filename} cannot be loaded as a checkpoint: {error}'
+        # Torch says the cause last, after general advice.
+        cause = said.rpartition('WeightsUnpickler error: ')[2]
+        cause = cause.strip().partition('\n')[0]
+        return f'{filename} cannot be loaded as a checkpoint: {cause}'
     return (f'{filename} was not loaded: it refers to {found[1]}, which is '
             'not among the types that mmengine writes into a checkpoint and '
             'could execute code. Only if you trust the file: allow that '

@@ -30,13 +30,14 @@ def apply() -> None:
         for function in (is_installed, get_installed_path):
             if hasattr(module, function.__name__):
                 setattr(module, function.__name__, function)
-    put_on_record(Fix(
-        name='mmengine-package-lookup',
-        package='mmengine 0.10',
-        versions='setuptools>=82',
-        reason='configs that inherit from "package::config" cannot be read: '
-        'mmengine looks packages up by pkg_resources',
-        upstream='mmengine/utils/package_utils.py'))
+    put_on_record(
+        Fix(
+            name='mmengine-package-lookup',
+            package='mmengine 0.10',
+            versions='setuptools>=82',
+            reason='configs that inherit from "package::config" cannot be '
+            'read: mmengine looks packages up by pkg_resources',
+            upstream='mmengine/utils/package_utils.py'))
 
 
 def is_installed(package: str) -> bool:

@@ -34,33 +34,37 @@ def apply() -> None:
     if _torch_lacks_fuser_helpers():
         for name in _QUANTIZATION_MODULES:
             around_import(name, _quantization_left_out)
-        put_on_record(Fix(
-            name='mmrazor-quantization',
-            package='mmrazor 1.0.0',
-            versions='torch>=2.0',
-            reason='its quantization modules use names that torch.ao no '
-            'longer has, and every import of mmrazor.models includes them; '
-            'they are imported as on torch 1.12, that is, left empty',
-            upstream='mmrazor/structures/quantization/backend_config/'
-            'common_operator_config_utils.py'))
+        put_on_record(
+            Fix(
+                name='mmrazor-quantization',
+                package='mmrazor 1.0.0',
+                versions='torch>=2.0',
+                reason='its quantization modules use names that torch.ao no '
+                'longer has, and mmrazor.models imports them; they are '
+                'imported as on torch 1.12, that is, left empty',
+                upstream='mmrazor/structures/quantization/backend_config/'
+                'common_operator_config_utils.py'))
     mmcv_version = _mmcv_version()
     if mmcv_version is None:
         around_import('mmrazor', _mmcv_named_if_missing)
         around_import('mmpretrain', _mmcv_named_if_missing)
-        put_on_record(Fix(
-            name='mmcv-missing',
-            package='mmrazor 1.0.0, mmpretrain',
-            versions='mmcv not installed',
-            reason='their import error does not say that mmcv-lite will do',
-            upstream='mmrazor/__init__.py'))
+        put_on_record(
+            Fix(
+                name='mmcv-missing',
+                package='mmrazor 1.0.0, mmpretrain',
+                versions='mmcv not installed',
+                reason='their import error does not say that mmcv-lite '
+                'will do',
+                upstream='mmrazor/__init__.py'))
     elif digit_version(mmcv_version) > digit_version(_NEWEST_MMCV):
         around_import('mmrazor', _mmcv_taken_for_newest_known)
-        put_on_record(Fix(
-            name='mmrazor-mmcv-ceiling',
-            package='mmrazor 1.0.0',
-            versions=f'mmcv>{_NEWEST_MMCV}',
-            reason='it refuses every newer mmcv at import',
-            upstream='mmrazor/__init__.py'))
+        put_on_record(
+            Fix(
+                name='mmrazor-mmcv-ceiling',
+                package='mmrazor 1.0.0',
+                versions=f'mmcv>{_NEWEST_MMCV}',
+                reason='it refuses every newer mmcv at import',
+                upstream='mmrazor/__init__.py'))
 
 
 def _torch_lacks_fuser_helpers() -> bool:
