@@ -7,3 +7,5 @@ _base_ = [
 ]
 
 model = _base_.resnet18
+
+train_dataloader = dict(dataset=dict(indices=100))

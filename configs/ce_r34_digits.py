@@ -1,4 +1,4 @@
-# The teacher of the digits configs.
+# The teacher of the digits configs: it sees all scans of the train split.
 _base_ = [
     './_base_/models/resnet34_digits.py',
     './_base_/datasets/digits.py',
@@ -8,5 +8,9 @@ _base_ = [
 
 model = _base_.resnet34
 
-train_cfg = dict(max_epochs=20)
-_base_.param_scheduler[1].end = train_cfg['max_epochs']
+param_scheduler = _base_.param_scheduler
+param_scheduler[0].end = 2
+param_scheduler[1].begin = 2
+param_scheduler[1].end = 12
+train_cfg = dict(max_epochs=12, val_interval=1)
+default_hooks = dict(checkpoint=dict(interval=1))

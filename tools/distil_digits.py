@@ -64,6 +64,12 @@ class Training:
         return int(self._cfg.train_cfg.max_epochs)
 
     @property
+    def scans(self) -> int:
+        """Number of pictures that the network learns from."""
+        return self._cfg.train_dataloader.dataset.get(
+            'indices') or _size('train')
+
+    @property
     def checkpoint(self) -> Path:
         """The last epoch's checkpoint."""
         return self.work_dir / f'epoch_{self.epochs}.pth'
@@ -124,23 +130,24 @@ class Training:
                     records.append(json.loads(line))
         return records
 
-    def accuracies(self) -> list[float]:
-        """Accuracy on the val split after each epoch, in percent."""
-        by_epoch = {
+    def epochs_done(self) -> int:
+        """Number of epochs that were logged."""
+        return max(self.cross_entropies(), default=0)
+
+    def accuracies(self) -> dict[int, float]:
+        """Accuracy on the val split in percent, by epoch."""
+        return {
             record['step']: record['accuracy/top1']
             for record in self.records() if 'accuracy/top1' in record
         }
-        return [by_epoch[epoch] for epoch in sorted(by_epoch)]
 
-    def cross_entropies(self) -> list[float]:
-        """Loss on the labels alone at the end of each epoch, in nats."""
-        by_epoch = {}
-        for record in self.records():
+    def cross_entropies(self) -> dict[int, float]:
+        """Loss on the labels alone at the end of an epoch in nats."""
+        return {
             # The distilled student's own loss has a prefix.
-            value = record.get('student.loss', record.get('loss'))
-            if value is not None:
-                by_epoch[record['epoch']] = value
-        return [by_epoch[epoch] for epoch in sorted(by_epoch)]
+            record['epoch']: record.get('student.loss', record['loss'])
+            for record in self.records() if 'epoch' in record
+        }
 
     @property
     def _config_file(self) -> Path:
@@ -259,17 +266,22 @@ def run(work_dirs: Path,
     table = Table(
         title=f'Handwritten digits, accuracy in % ({seeds} '
         f'{"seed" if seeds == 1 else "seeds"})')
-    for heading in ('network', 'trained on', f'val ({_size("val")})',
+    for heading in ('network', 'learns from', f'val ({_size("val")})',
                     f'test ({len(test)})'):
-        table.add_column(heading, justify='left')
+        table.add_column(heading)
     for network, targets, trainings, key in (
-        ('ResNet-34, the teacher', 'labels', [teacher], 'teacher'),
-        ('ResNet-18', 'labels', plain, 'plain'),
-        ('ResNet-18', 'labels + teacher (WSLD)', distilled, 'distilled'),
+        ('ResNet-34, the teacher', f'{teacher.scans} scans', [teacher],
+         'teacher'),
+        ('ResNet-18', f'{plain[0].scans} scans', plain, 'plain'),
+        ('ResNet-18, WSLD', f'{distilled[0].scans} scans and the teacher',
+         distilled, 'distilled'),
     ):
         table.add_row(
             network, targets,
-            _mean([training.accuracies()[-1] for training in trainings]),
+            _mean([
+                training.accuracies()[training.epochs]
+                for training in trainings
+            ]),
             _mean([
                 100 * float((score.argmax(1) == labels).mean())
                 for score in scores[key]
@@ -320,12 +332,10 @@ def _train(trainings: Sequence[Training], console: Console,
                                          time.monotonic())
                 time.sleep(0.2)
                 for training, (process, task, began) in list(running.items()):
-                    accuracies = training.accuracies()
-                    if accuracies:
-                        progress.update(
-                            task,
-                            completed=len(accuracies),
-                            accuracy=f'{accuracies[-1]:.1f}')
+                    progress.update(
+                        task,
+                        completed=training.epochs_done(),
+                        accuracy=_last_accuracy(training))
                     code = process.poll()
                     if code is None:
                         continue
@@ -336,7 +346,7 @@ def _train(trainings: Sequence[Training], console: Console,
                     progress.remove_task(task)
                     progress.console.print(
                         f'Trained  {_short(training.work_dir)}: val '
-                        f'{training.accuracies()[-1]:.1f}% after '
+                        f'{_last_accuracy(training)}% after '
                         f'{training.epochs} epochs, '
                         f'{_duration(time.monotonic() - began)}',
                         soft_wrap=True)
@@ -345,6 +355,11 @@ def _train(trainings: Sequence[Training], console: Console,
             process.terminate()
         for process, _, _ in running.values():
             process.wait()
+
+
+def _last_accuracy(training: Training) -> str:
+    accuracies = training.accuracies()
+    return f'{accuracies[max(accuracies)]:.1f}' if accuracies else '-'
 
 
 def _fail(training: Training, code: int) -> NoReturn:
@@ -389,12 +404,12 @@ def _labels(digits: DigitsDataset) -> np.ndarray:
 
 def _draw_curves(teacher: Training, plain: Sequence[Training],
                  distilled: Sequence[Training], path: Path) -> None:
-    """Accuracy on val and loss on the labels, epoch by epoch."""
+    """Accuracy on val and loss on the labels; seeds thin, mean thick."""
     from matplotlib.figure import Figure
     figure = Figure(figsize=(9, 3.8), layout='constrained')
     left, right = figure.subplots(1, 2)
     left.axhline(
-        teacher.accuracies()[-1],
+        teacher.accuracies()[teacher.epochs],
         color='0.4',
         linestyle='--',
         label='ResNet-34, the teacher')
@@ -403,15 +418,11 @@ def _draw_curves(teacher: Training, plain: Sequence[Training],
         for axes, curves in ((left, [t.accuracies() for t in trainings]),
                              (right, [t.cross_entropies()
                                       for t in trainings])):
-            epochs = np.arange(1, len(curves[0]) + 1)
-            for curve in curves:
-                axes.plot(epochs, curve, color=color, alpha=0.3, linewidth=1)
-            axes.plot(
-                epochs,
-                np.mean(curves, axis=0),
-                color=color,
-                marker='.',
-                label=label)
+            epochs = sorted(curves[0])
+            heights = np.array([[curve[epoch] for epoch in epochs]
+                                for curve in curves])
+            axes.plot(epochs, heights.T, color=color, alpha=0.3, linewidth=1)
+            axes.plot(epochs, heights.mean(0), color=color, label=label)
     left.set(xlabel='epoch', ylabel='accuracy on val (%)')
     right.set(
         xlabel='epoch',

@@ -14,6 +14,8 @@ import pytest
 TOOLS = Path(__file__).parents[2] / 'tools'
 SMALL = {
     'train_cfg.max_epochs': 2,
+    'train_cfg.val_interval': 1,
+    'default_hooks.checkpoint.interval': 1,
     'train_dataloader.dataset.indices': 40,
     'val_dataloader.dataset.indices': 40,
 }

@@ -21,5 +21,5 @@ train_dataloader = dict(
     batch_size=16, num_workers=2, dataset=dict(indices=128))
 val_dataloader = dict(dataset=dict(indices=64))
 test_dataloader = dict(dataset=dict(indices=64))
-train_cfg = dict(max_epochs=3)
-default_hooks = dict(logger=dict(interval=1))
+train_cfg = dict(max_epochs=3, val_interval=1)
+default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=1))

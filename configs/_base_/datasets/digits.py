@@ -1,11 +1,9 @@
 # scikit-learn's handwritten digits: in its wheel, nothing to download. The
 # 8x8 scans are enlarged until ResNet's stride of 32 leaves one position.
 train_dataloader = dict(
-    batch_size=32,
+    batch_size=25,
     # The pictures are so small that starting workers costs more than they do.
     num_workers=0,
-    # The scans left over would be a batch of two, too few for BatchNorm.
-    drop_last=True,
     dataset=dict(
         type='DigitsDataset',
         split='train',

@@ -1,4 +1,4 @@
-# Short enough that a student without a teacher is still learning at its end.
+# Chosen on the split `val`, for a student that sees 100 scans: 240 steps.
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(
@@ -9,18 +9,18 @@ param_scheduler = [
         type='LinearLR',
         start_factor=0.1,
         by_epoch=True,
-        end=1,
+        end=3,
         convert_to_iter_based=True),
     dict(
         type='CosineAnnealingLR',
         by_epoch=True,
-        begin=1,
-        end=6,
+        begin=3,
+        end=60,
         convert_to_iter_based=True),
 ]
 
-train_cfg = dict(by_epoch=True, max_epochs=6, val_interval=1)
+train_cfg = dict(by_epoch=True, max_epochs=60, val_interval=4)
 val_cfg = dict()
 test_cfg = dict()
 
-auto_scale_lr = dict(base_batch_size=32)
+auto_scale_lr = dict(base_batch_size=25)
