@@ -18,6 +18,9 @@ from .import_hook import after_import
 
 # The statistics that mmengine registers, and pickles by reference.
 _STATISTICS = ('min', 'max', 'current', 'mean')
+# In what torch says of a type that it does not know, or knows as dangerous.
+_REFUSED_GLOBAL = re.compile(
+    r'GLOBAL (\S+) (?:was not an allowed|whose module)')
 # Kinds of number that a logged value may have.
 _DTYPE_CODES = '?bhilqBHILQefd'
 
@@ -105,8 +108,7 @@ def _torch_load(file: Any,
 
 def _refusal(filename: str, error: pickle.UnpicklingError) -> str:
     said = str(error)
-    found = re.search(r'GLOBAL (\S+) (?:was not an allowed|'
-                      r'whose module)', said)
+    found = _REFUSED_GLOBAL.search(said)
     if found is None:
         # Torch says the cause last, after general advice.
         cause = said.rpartition('WeightsUnpickler error: ')[2]
