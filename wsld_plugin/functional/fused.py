@@ -22,6 +22,7 @@ numbers, and none overflows.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, Optional
 
 import torch
@@ -82,8 +83,8 @@ def _relative_to_label(logits: Tensor, label: Tensor, tau: float, out: Tensor,
 
 def _block(student: Tensor, teacher: Tensor, label: Tensor,
            weight: Optional[Tensor], scale: Tensor, tau: float, eps: float,
-           q_s: Tensor, q_t: Tensor, scratch: Tensor,
-           need_grad: bool) -> Tensor:
+           need_grad: bool, q_s: Tensor, q_t: Tensor,
+           scratch: Tensor) -> Tensor:
     """Rows ``scale * tau^2 * weight * soft-label loss`` of one block.
 
     Logits and buffers have shape ``(a, C, b)``; ``label`` and ``weight``
@@ -135,15 +136,49 @@ def _from_rows(rows: Tensor, like: Tensor, channels_last: bool) -> Tensor:
     return rows.view(like.shape)
 
 
-def _block_size(rows: int, classes: int, pixels: int,
-                device: torch.device) -> tuple[int, int]:
-    """How many rows and pixels one block spans."""
-    numbers = _DEVICE_SCRATCH
-    if device.type == 'cpu':
-        numbers = min(_CPU_SCRATCH_PER_THREAD * torch.get_num_threads(),
-                      rows * classes * pixels // _SCRATCH_SHARE)
-    columns = max(1, numbers // (2 * classes + _ROW_NUMBERS))
-    return max(1, columns // max(pixels, 1)), max(1, min(pixels, columns))
+def _blocks(shape: torch.Size, grad: Optional[Tensor],
+            like: Tensor) -> Iterator[tuple[tuple[slice, ...], list[Tensor]]]:
+    """Cut ``(n, C, pixels)`` into blocks, each with its buffers.
+
+    Args:
+        shape: Shape of the logits.
+        grad: Where the gradient goes if it has the precision of the
+            computation. A block's part of it is one of the block's buffers,
+            and the part of blocks to come serves as the others while it is
+            large enough.
+        like: Tensor whose dtype and device the other buffers get.
+
+    Yields:
+        A block's position and its buffers q_s, q_t and scratch.
+    """
+    n, classes, pixels = shape
+    cached = share = _DEVICE_SCRATCH
+    if like.device.type == 'cpu':
+        cached = _CPU_SCRATCH_PER_THREAD * torch.get_num_threads()
+        share = min(cached, shape.numel() // _SCRATCH_SHARE)
+    columns = 2 * classes + _ROW_NUMBERS
+    width = max(1, min(pixels, share // columns))
+    most, own = (max(1, numbers // (columns * width)) if width == pixels else 1
+                 for numbers in (cached, share))
+    buffers = like.new_empty(
+        (3 if grad is None else 2, min(own, n), classes, width))
+    start = 0
+    while start < n:
+        height = min(most, n - start)
+        spare = buffers
+        if height > own:
+            height = own if grad is None else min(height, (n - start) // 3)
+        if height > own and grad is not None:
+            spare = grad[start + height:start + 3 * height].view(
+                2, height, classes, width)
+        else:
+            height = min(own, n - start)
+        rows = slice(start, start + height)
+        for j in range(0, pixels, width):
+            at = (rows, slice(None), slice(j, j + width))
+            q_t, scratch, *q_s = spare[:, :height, :, :pixels - j].unbind(0)
+            yield at, [grad[at] if grad is not None else q_s[0], q_t, scratch]
+        start += height
 
 
 def _sweep(student: Tensor, teacher: Tensor, gt_labels: Tensor,
@@ -157,39 +192,29 @@ def _sweep(student: Tensor, teacher: Tensor, gt_labels: Tensor,
     indices = has_class_indices(gt_labels)
     labels = _as_rows(
         gt_labels.unsqueeze(1) if indices else gt_labels, channels_last)
-    n, classes, pixels = s.shape
-    a, b = _block_size(n, classes, pixels, s.device)
-    # In float32 and float64 the gradient's own memory is the third buffer.
     grad = s.new_empty(s.shape) if need_grad else None
     direct = grad is not None and grad.dtype == factor.dtype
-    buffers = factor.new_empty((2 if direct else 3, min(a, n), classes, b))
-    rows = None if total else factor.new_empty((n, 1, pixels))
+    rows = None if total else factor.new_empty((s.shape[0], 1, s.shape[2]))
     value = factor.new_zeros(())
-    for i in range(0, n, a):
-        for j in range(0, pixels, b):
-            at = (slice(i, i + a), slice(None), slice(j, j + b))
-            s_block, t_block, label = s[at], t[at], labels[at]
-            height, _, width = s_block.shape
-            q_t, scratch, *rest = buffers[:, :height, :, :width].unbind(0)
-            q_s = rest[0] if grad is None or not direct else grad[at]
-            if indices:
-                valid = label != ignore_index
-                label = label.masked_fill(~valid, 0)
-                scale, weight = valid * factor, None
-            else:
-                scale = factor
-                weight = wsld_weight(s_block, t_block, label,
-                                     eps).unsqueeze(1)
-                # Any class serves as y; the likeliest loses no digits.
-                label = label.argmax(1, keepdim=True)
-            block = _block(s_block, t_block, label, weight, scale, tau, eps,
-                           q_s, q_t, scratch, need_grad)
-            if rows is None:
-                value += block.sum()
-            else:
-                rows[at] = block
-            if grad is not None and not direct:
-                grad[at] = q_s
+    for at, buffers in _blocks(s.shape, grad if direct else None, factor):
+        s_block, t_block, label = s[at], t[at], labels[at]
+        if indices:
+            valid = label != ignore_index
+            label = label.masked_fill(~valid, 0)
+            scale, weight = valid * factor, None
+        else:
+            scale = factor
+            weight = wsld_weight(s_block, t_block, label, eps).unsqueeze(1)
+            # Any class serves as y; the likeliest loses no digits.
+            label = label.argmax(1, keepdim=True)
+        block = _block(s_block, t_block, label, weight, scale, tau, eps,
+                       need_grad, *buffers)
+        if rows is None:
+            value += block.sum()
+        else:
+            rows[at] = block
+        if grad is not None and not direct:
+            grad[at] = buffers[0]
     if grad is not None:
         grad = _from_rows(grad, student, channels_last)
     if rows is None:
