@@ -54,8 +54,8 @@ def last_line(capsys: pytest.CaptureFixture) -> str:
 
 def test_learning_rate_is_scaled(trained: Path) -> None:
     steps = [entry for entry in scalars(trained) if 'lr' in entry]
-    # The warm-up starts at a tenth of 0.02, half of which is for 16 scans.
-    assert steps[0]['lr'] == pytest.approx(0.02 / 10 / 2)
+    # 0.02 is for 32 scans, a step takes 16.
+    assert steps[0]['lr'] == pytest.approx(0.01)
 
 
 @pytest.mark.parametrize('config', [DISTILLATION, STUDENT])

@@ -23,3 +23,12 @@ val_dataloader = dict(dataset=dict(indices=64))
 test_dataloader = dict(dataset=dict(indices=64))
 train_cfg = dict(max_epochs=3, val_interval=1)
 default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=1))
+optim_wrapper = dict(optimizer=dict(lr=0.02))
+param_scheduler = [
+    dict(
+        type='CosineAnnealingLR',
+        by_epoch=True,
+        end=3,
+        convert_to_iter_based=True)
+]
+auto_scale_lr = dict(base_batch_size=32)
