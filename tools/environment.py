@@ -22,8 +22,8 @@ _MARK = 'wsld_plugin.json'
 def enter(script: str, env: Path = ROOT / '.venv') -> None:
     """Go on in the environment, which is made first if need be.
 
-    Returns at once where the interpreter already is the environment's;
-    otherwise the process is replaced by one that runs ``script`` with the
+    Returns where the interpreter already is the environment's; otherwise
+    the process is replaced by one that runs ``script`` with the
     same arguments there.
 
     Args:
@@ -33,9 +33,9 @@ def enter(script: str, env: Path = ROOT / '.venv') -> None:
     Raises:
         SystemExit: With one line, if the environment cannot be made.
     """
-    if Path(sys.prefix).resolve() == env.resolve():
-        return
     python = prepare(env)
+    if _inside(env):
+        return
     # The environment's packages and no others.
     outside = ('PYTHONHOME', 'PYTHONPATH')
     variables = {k: v for k, v in os.environ.items() if k not in outside}
@@ -76,6 +76,8 @@ def prepare(env: Path) -> Path:
             if mark is None:
                 _fail(f'{env} exists and was not made by this command: move '
                       'it out of the way')
+            if _inside(env):
+                _fail(f'{env} is unfinished: deactivate it and try again')
             shutil.rmtree(env)
         env.mkdir(parents=True)
         _write_mark(env, '')
@@ -99,6 +101,10 @@ def _check_python() -> None:
             OLDEST_PYTHON, NEWEST_PYTHON, sys.version_info[:3]))
         _fail(f'needs Python {oldest} to {newest}, this is {this}: run it '
               f'with another, such as python{newest}')
+
+
+def _inside(env: Path) -> bool:
+    return Path(sys.prefix).resolve() == env.resolve()
 
 
 def _requirements_digest() -> str:
