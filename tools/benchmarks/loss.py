@@ -48,8 +48,8 @@ def make_steps(shape: tuple[int, ...], tau: float,
     def step(loss: Callable[[], torch.Tensor]) -> Step:
 
         def run() -> None:
-            student.grad = None
             loss().backward()
+            student.grad = None
 
         return run
 

@@ -37,10 +37,10 @@ _LN2 = math.log(2.0)
 # only has to be large enough to hide the launches.
 _CPU_SCRATCH_PER_THREAD = 2**18
 _DEVICE_SCRATCH = 2**25
-# On a CPU they also stay below an eighth of the logits.
-_SCRATCH_SHARE = 8
+# On a CPU they also stay below this share of the logits.
+_SCRATCH_SHARE = 0.13
 # Numbers that one row needs besides its classes: margins, sums, coefficients.
-_ROW_NUMBERS = 48
+_ROW_NUMBERS = 32
 # Beyond this margin in bits a cross-entropy is S * 2**-x to float64's
 # rounding, so equal shifts of two margins leave their ratio unchanged.
 _LINEAR_BITS = 64.0
@@ -58,13 +58,8 @@ def _one_minus_exp(ratio: Tensor) -> Tensor:
 
 
 def _relative_to_label(logits: Tensor, label: Tensor, tau: float, out: Tensor,
-                       scratch: Optional[Tensor], margin: Tensor,
-                       total: Optional[Tensor]) -> None:
-    """Write A into ``out`` and x into ``margin``; ``out`` is -huge at y.
-
-    ``total``, if given, takes the sum of ``exp2(tau * A)``: S at temperature
-    1, whose margin is ``tau * x``.
-    """
+                       margin: Tensor) -> None:
+    """Write A into ``out``, -huge at y, and x into ``margin``."""
     scale = 1 / (tau * _LN2)
     if logits.dtype == out.dtype:
         torch.mul(logits, scale, out=out)
@@ -76,49 +71,68 @@ def _relative_to_label(logits: Tensor, label: Tensor, tau: float, out: Tensor,
     top = out.amax(1, keepdim=True)
     out.sub_(top)
     torch.sub(at_label, top, out=margin)
-    if total is not None and scratch is not None:
-        torch.mul(out, tau, out=scratch)
-        torch.sum(scratch.exp2_(), 1, keepdim=True, out=total)
+
+
+def _exponentiate(a: Tensor, tau: float, scratch: Optional[Tensor],
+                  total: Tensor, total_at_one: Optional[Tensor]) -> None:
+    """Turn A into q, S into ``total``; S at temperature 1, too, if asked."""
+    if total_at_one is not None and scratch is not None:
+        torch.mul(a, tau, out=scratch)
+        torch.sum(scratch.exp2_(), 1, keepdim=True, out=total_at_one)
+    torch.sum(a.exp2_(), 1, keepdim=True, out=total)
+    if total_at_one is not None and scratch is None:
+        # tau is 2, and the sum of q**2 a norm, which needs no memory.
+        torch.linalg.vector_norm(a, 2, 1, keepdim=True, out=total_at_one)
+        total_at_one.square_()
 
 
 def _block(student: Tensor, teacher: Tensor, label: Tensor,
            weight: Optional[Tensor], scale: Tensor, tau: float, eps: float,
            need_grad: bool, q_s: Tensor, q_t: Tensor,
-           scratch: Tensor) -> Tensor:
+           scratch: Optional[Tensor]) -> Tensor:
     """Rows ``scale * tau^2 * weight * soft-label loss`` of one block.
 
     Logits and buffers have shape ``(a, C, b)``; ``label`` and ``weight``
     ``(a, 1, b)``; ``scale`` that or none. Leaves the gradient in ``q_s`` if
-    it is needed.
+    it is needed. Without ``scratch`` b must be 1 and ``tau`` 2.
     """
     # Student and teacher, at temperature tau; then both at temperature 1.
     known = weight is not None
     x = q_t.new_empty((2 if known else 4, *label.shape))
     total = torch.empty_like(x)
-    at_one = [None, None] if known else [total[2], total[3]]
-    _relative_to_label(teacher, label, tau, q_t, scratch, x[1], at_one[1])
-    torch.sum(q_t.exp2_(), 1, keepdim=True, out=total[1])
-    _relative_to_label(student, label, tau, q_s, scratch, x[0], at_one[0])
-    cross = torch.mul(q_t, q_s, out=scratch).sum(1, keepdim=True)
-    torch.sum(q_s.exp2_(), 1, keepdim=True, out=total[0])
-    if not known:
-        torch.mul(x[:2], tau, out=x[2:])
+    x_s, x_t, *at_one = x.unbind(0)
+    total_s, total_t, *total_at_one = total.unbind(0)
+    total_s1, total_t1 = total_at_one or (None, None)
+    _relative_to_label(teacher, label, tau, q_t, x_t)
+    _exponentiate(q_t, tau, scratch, total_t, total_t1)
+    _relative_to_label(student, label, tau, q_s, x_s)
+    if scratch is None:
+        cross = torch.bmm(q_t.transpose(1, 2), q_s)
+    else:
+        cross = torch.mul(q_t, q_s, out=scratch).sum(1, keepdim=True)
+    _exponentiate(q_s, tau, scratch, total_s, total_s1)
+    if at_one:
+        x_s1, x_t1 = at_one
+        torch.mul(x_s, tau, out=x_s1)
+        torch.mul(x_t, tau, out=x_t1)
         if not eps:
-            x[2:].sub_(x[2:].amin(0).sub_(_LINEAR_BITS).clamp_(min=0))
+            excess = torch.minimum(x_s1, x_t1).sub_(_LINEAR_BITS)
+            x[2:].sub_(excess.clamp_(min=0))
     away = x.abs().neg_().exp2_()
-    ahead = x >= 0
-    v = torch.where(ahead, total * away, total - 1 + away)
-    ce = _log1p(v).sub_(x.clamp(max=0), alpha=_LN2)
+    behind = x < 0
+    v = torch.where(behind, total - 1 + away, total * away)
+    ce_s, _, *ce_at_one = _log1p(v).sub_(x.clamp(max=0), alpha=_LN2).unbind(0)
     if weight is None:
-        weight = _one_minus_exp(ce[2] / (ce[3] + eps))
-    k = torch.where(ahead[:2], away[:2], 1.0).div_(v[:2] + 1)
-    wrong = total[:2] * k
-    soft = ce[0] + _LN2 * (wrong[1] * x[0] - k[1] * cross)
+        ce_s1, ce_t1 = ce_at_one
+        weight = _one_minus_exp(ce_s1 / (ce_t1 + eps if eps else ce_t1))
+    k_s, k_t, *_ = away.masked_fill_(behind, 1.0).div_(v.add_(1)).unbind(0)
+    wrong_s, wrong_t = total_s * k_s, total_t * k_t
+    soft = (wrong_t * x_s).sub_(cross.mul_(k_t)).mul_(_LN2).add_(ce_s)
     weighted = weight * scale * tau
     if need_grad:
-        k.mul_(weighted)
-        q_s.mul_(k[0]).addcmul_(q_t, k[1], value=-1)
-        q_s.scatter_(1, label, weighted * (wrong[1] - wrong[0]))
+        q_s.mul_(k_s.mul_(weighted))
+        q_s.addcmul_(q_t, k_t.mul_(weighted), value=-1)
+        q_s.scatter_(1, label, wrong_t.sub_(wrong_s).mul_(weighted))
     return soft.mul_(weighted).mul_(tau)
 
 
@@ -136,48 +150,53 @@ def _from_rows(rows: Tensor, like: Tensor, channels_last: bool) -> Tensor:
     return rows.view(like.shape)
 
 
-def _blocks(shape: torch.Size, grad: Optional[Tensor],
-            like: Tensor) -> Iterator[tuple[tuple[slice, ...], list[Tensor]]]:
+def _blocks(
+    shape: torch.Size, grad: Optional[Tensor], spare: int, like: Tensor
+) -> Iterator[tuple[tuple[slice, ...], tuple[Tensor, ...]]]:
     """Cut ``(n, C, pixels)`` into blocks, each with its buffers.
 
     Args:
         shape: Shape of the logits.
         grad: Where the gradient goes if it has the precision of the
-            computation. A block's part of it is one of the block's buffers,
-            and the part of blocks to come serves as the others while it is
-            large enough.
-        like: Tensor whose dtype and device the other buffers get.
+            computation. A block's part of it is the first of the block's
+            buffers, and the part of blocks to come serves as the others
+            while it is large enough.
+        spare: Number of buffers besides the first.
+        like: Tensor whose dtype and device the buffers get.
 
     Yields:
-        A block's position and its buffers q_s, q_t and scratch.
+        A block's position and its buffers.
     """
     n, classes, pixels = shape
     cached = share = _DEVICE_SCRATCH
     if like.device.type == 'cpu':
         cached = _CPU_SCRATCH_PER_THREAD * torch.get_num_threads()
-        share = min(cached, shape.numel() // _SCRATCH_SHARE)
-    columns = 2 * classes + _ROW_NUMBERS
+        share = min(cached, int(shape.numel() * _SCRATCH_SHARE))
+    columns = spare * classes + _ROW_NUMBERS
     width = max(1, min(pixels, share // columns))
     most, own = (max(1, numbers // (columns * width)) if width == pixels else 1
                  for numbers in (cached, share))
-    buffers = like.new_empty(
-        (3 if grad is None else 2, min(own, n), classes, width))
+    own = min(own, n)
+    first = 0 if grad is not None else 1
+    buffers = like.new_empty((first + spare, own, classes, width))
     start = 0
     while start < n:
-        height = min(most, n - start)
-        spare = buffers
-        if height > own:
-            height = own if grad is None else min(height, (n - start) // 3)
-        if height > own and grad is not None:
-            spare = grad[start + height:start + 3 * height].view(
-                2, height, classes, width)
+        height = min(most, (n - start) // (1 + spare))
+        if grad is not None and height > own:
+            free = grad[start + height:start + (1 + spare) * height]
+            block = free.view(spare, height, classes, width)
         else:
             height = min(own, n - start)
+            block = buffers[:, :height]
         rows = slice(start, start + height)
         for j in range(0, pixels, width):
-            at = (rows, slice(None), slice(j, j + width))
-            q_t, scratch, *q_s = spare[:, :height, :, :pixels - j].unbind(0)
-            yield at, [grad[at] if grad is not None else q_s[0], q_t, scratch]
+            at: tuple[slice, ...] = (rows, )
+            part = block
+            if width < pixels:
+                at = (rows, slice(None), slice(j, j + width))
+                part = block[..., :pixels - j]
+            own_part = () if grad is None else (grad[at], )
+            yield at, (*own_part, *part.unbind(0))
         start += height
 
 
@@ -196,7 +215,10 @@ def _sweep(student: Tensor, teacher: Tensor, gt_labels: Tensor,
     direct = grad is not None and grad.dtype == factor.dtype
     rows = None if total else factor.new_empty((s.shape[0], 1, s.shape[2]))
     value = factor.new_zeros(())
-    for at, buffers in _blocks(s.shape, grad if direct else None, factor):
+    # See _exponentiate.
+    spare = 1 if tau == 2 and s.shape[2] == 1 else 2
+    for at, buffers in _blocks(s.shape, grad if direct else None, spare,
+                               factor):
         s_block, t_block, label = s[at], t[at], labels[at]
         if indices:
             valid = label != ignore_index
@@ -207,14 +229,15 @@ def _sweep(student: Tensor, teacher: Tensor, gt_labels: Tensor,
             weight = wsld_weight(s_block, t_block, label, eps).unsqueeze(1)
             # Any class serves as y; the likeliest loses no digits.
             label = label.argmax(1, keepdim=True)
+        q_s, q_t, *scratch = buffers
         block = _block(s_block, t_block, label, weight, scale, tau, eps,
-                       need_grad, *buffers)
+                       need_grad, q_s, q_t, scratch[0] if scratch else None)
         if rows is None:
             value += block.sum()
         else:
             rows[at] = block
         if grad is not None and not direct:
-            grad[at] = buffers[0]
+            grad[at] = q_s
     if grad is not None:
         grad = _from_rows(grad, student, channels_last)
     if rows is None:
@@ -236,8 +259,10 @@ class _FusedWSLD(torch.autograd.Function):
             factor: Tensor, *settings: Any) -> Tensor:
         ctx.save_for_backward(student, teacher, gt_labels, factor)
         ctx.settings = settings
-        value, ctx.grad = _sweep(student, teacher, gt_labels, factor,
-                                 ctx.needs_input_grad[0], *settings)
+        # Autocast would take the batched product in half precision.
+        with torch.autocast(student.device.type, enabled=False):
+            value, ctx.grad = _sweep(student, teacher, gt_labels, factor,
+                                     ctx.needs_input_grad[0], *settings)
         return value
 
     @staticmethod
