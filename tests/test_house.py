@@ -24,7 +24,8 @@ ARROWS = {
               '.checkpoints'),
     'checkpoints': ('torch', 'mmengine', '.version'),
     'analysis': ('torch', 'numpy', 'matplotlib', '.functional'),
-    'compat': ('torch', 'numpy', 'mmengine', 'mmcv', 'mmpretrain', 'mmrazor'),
+    'compat': ('torch', 'numpy', 'mmengine', 'mmcv', 'mmpretrain', 'mmrazor',
+               '.checkpoints'),
 }
 # Written so that this file does not match it.
 MACHINE_PATH = re.compile(r'(?<![\w./-])/(?:root|work|tmp|home)/')
