@@ -15,7 +15,7 @@ import torch
 from mmengine.config import Config, ConfigDict, DictAction
 
 from wsld_plugin import compat
-from wsld_plugin.checkpoints import CheckpointMismatchError
+from wsld_plugin.checkpoints import CheckpointMismatchError, DownloadError
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -113,6 +113,8 @@ def one_line_errors() -> Iterator[None]:
     """Turn a user's mistakes about files into one line instead of a trace."""
     try:
         yield
+    except DownloadError as error:
+        fail(f'cannot download a checkpoint: {error}')
     except urllib.error.URLError as error:
         fail(f'cannot download a checkpoint: {error}; fetch it by other '
              'means and name the file, such as by --cfg-options '

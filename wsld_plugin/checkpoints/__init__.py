@@ -1,4 +1,5 @@
-"""Files and URLs: extract, load, convert."""
+"""Files and URLs: download, extract, load, convert."""
+from .download import DownloadError, checkpoint_url, download_checkpoint
 from .loading import (
     CheckpointMismatchError,
     load_strictly,
@@ -14,7 +15,10 @@ from .student import (
 
 __all__ = [
     'CheckpointMismatchError',
+    'DownloadError',
     'ExportedStudent',
+    'checkpoint_url',
+    'download_checkpoint',
     'export_student',
     'load_strictly',
     'load_weights',
