@@ -1,4 +1,5 @@
 """Files and URLs: download, extract, load, convert."""
+from .atomic import AtomicBackend, remove_parts, write_atomically
 from .download import DownloadError, checkpoint_url, download_checkpoint
 from .loading import (
     CheckpointMismatchError,
@@ -9,20 +10,27 @@ from .loading import (
 from .student import (
     ExportedStudent,
     export_student,
+    student_checkpoint,
     student_model,
     student_weights,
 )
+from .teacher import FrozenTeacher
 
 __all__ = [
+    'AtomicBackend',
     'CheckpointMismatchError',
     'DownloadError',
     'ExportedStudent',
+    'FrozenTeacher',
     'checkpoint_url',
     'download_checkpoint',
     'export_student',
     'load_strictly',
     'load_weights',
     'read_checkpoint',
+    'remove_parts',
+    'student_checkpoint',
     'student_model',
     'student_weights',
+    'write_atomically',
 ]
