@@ -453,7 +453,7 @@ def test_full_disk(server: Server, tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (HALF, hard))
     try:
-        with pytest.raises(DownloadError, match='cannot write .* too large'):
+        with pytest.raises(DownloadError, match=r'cannot write .* too large'):
             download_checkpoint(server.url + NAME, tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -1,10 +1,12 @@
 """Files and URLs: download, extract, load, convert."""
 from .atomic import AtomicBackend, remove_parts, write_atomically
+from .conversion import mmpretrain_names
 from .download import DownloadError, checkpoint_url, download_checkpoint
 from .loading import (
     CheckpointMismatchError,
     load_strictly,
     load_weights,
+    load_what_fits,
     read_checkpoint,
 )
 from .student import (
@@ -27,6 +29,8 @@ __all__ = [
     'export_student',
     'load_strictly',
     'load_weights',
+    'load_what_fits',
+    'mmpretrain_names',
     'read_checkpoint',
     'remove_parts',
     'student_checkpoint',

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..version import __version__
 from .atomic import write_atomically
+from .conversion import mmpretrain_names
 from .loading import CheckpointMismatchError, read_checkpoint, strip_prefix
 
 # What a config says about a network and its test, not about its training.
@@ -46,7 +47,9 @@ def student_weights(weights: dict[str, Tensor],
 
     Args:
         weights: State dict of a distiller (the student's keys start with
-            ``architecture.``) or of a classifier alone.
+            ``architecture.``, or with ``architecture.model.`` where mmrazor
+            0.x wrote them) or of a classifier alone, which may be one of
+            torchvision's.
         source: Where the weights came from, for the error message.
 
     Returns:
@@ -58,14 +61,15 @@ def student_weights(weights: dict[str, Tensor],
     weights = _unwrapped(weights)
     student = strip_prefix(weights, 'architecture.')
     if student:
-        return _unwrapped(student)
+        return _without_teacher(_unwrapped(student))
+    weights = mmpretrain_names(weights)
     roots = sorted({key.split('.')[0] for key in weights})
     if 'backbone' not in roots:
         raise CheckpointMismatchError(
             f'{source} holds no student: expected keys that start with '
             '"architecture." (a distiller) or "backbone." (a classifier), '
             f'got {", ".join(roots[:8]) or "no keys"}')
-    return OrderedDict(weights)
+    return weights
 
 
 def student_model(model: dict[str, Any]) -> dict[str, Any]:
@@ -162,6 +166,21 @@ def export_student(source: str, out: str) -> ExportedStudent:
     path = target.with_name(f'{name}_{time.strftime("%Y%m%d")}-{digest}.pth')
     write_atomically(path, data)
     return ExportedStudent(path, published['meta']['averaged'])
+
+
+def _without_teacher(
+        student: OrderedDict[str, Tensor]) -> OrderedDict[str, Tensor]:
+    """The student alone, in files of mmrazor 0.x and converted ones.
+
+    There it is called ``model.``, as some classifiers call a network of
+    theirs, and the teacher may be inside.
+    """
+    if any(key.startswith('model.backbone.') for key in student):
+        student = strip_prefix(student, 'model.')
+    if not any(key.startswith('backbone.') for key in student):
+        return student
+    return OrderedDict((key, value) for key, value in student.items()
+                       if not key.startswith(('teacher.', 'distiller.')))
 
 
 def _unwrapped(weights: dict[str, Tensor]) -> OrderedDict[str, Tensor]:
