@@ -15,7 +15,11 @@ import torch
 from mmengine.config import Config, ConfigDict, DictAction
 
 from wsld_plugin import compat
-from wsld_plugin.checkpoints import CheckpointMismatchError, DownloadError
+from wsld_plugin.checkpoints import (
+    CheckpointMismatchError,
+    DownloadError,
+    UnknownModelError,
+)
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -120,5 +124,6 @@ def one_line_errors() -> Iterator[None]:
              'means and name the file, such as by --cfg-options '
              'model.teacher_ckpt=PATH')
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError,
-            CheckpointMismatchError, pickle.UnpicklingError) as error:
+            CheckpointMismatchError, UnknownModelError,
+            pickle.UnpicklingError) as error:
         fail(error)

@@ -44,7 +44,8 @@ def main() -> None:
             failed = True
         else:
             print(path)
-    sys.exit(failed)
+    if failed:
+        sys.exit(1)
 
 
 if __name__ == '__main__':

@@ -1,7 +1,12 @@
 """Files and URLs: download, extract, load, convert."""
 from .atomic import AtomicBackend, remove_parts, write_atomically
 from .conversion import mmpretrain_names
-from .download import DownloadError, checkpoint_url, download_checkpoint
+from .download import (
+    DownloadError,
+    UnknownModelError,
+    checkpoint_url,
+    download_checkpoint,
+)
 from .loading import (
     CheckpointMismatchError,
     load_strictly,
@@ -24,6 +29,7 @@ __all__ = [
     'DownloadError',
     'ExportedStudent',
     'FrozenTeacher',
+    'UnknownModelError',
     'checkpoint_url',
     'download_checkpoint',
     'export_student',

@@ -58,6 +58,10 @@ class DownloadError(OSError):
     """A checkpoint cannot be had; the message says what to do."""
 
 
+class UnknownModelError(ValueError):
+    """A name or address under which no checkpoint is published."""
+
+
 class _InterruptedError(Exception):
     """An attempt failed in a way that another one may not."""
 
@@ -89,8 +93,9 @@ def download_checkpoint(name_or_url: str,
         Path of the file.
 
     Raises:
-        ValueError: If there is no such model, or the URL or the mirror is
-            not of http or https.
+        UnknownModelError: As :func:`checkpoint_url`, and if the URL names
+            no file.
+        ValueError: If the mirror is not of http or https.
         DownloadError: If the file cannot be had.
     """
     url = checkpoint_url(name_or_url)
@@ -131,8 +136,8 @@ def checkpoint_url(name_or_url: str) -> str:
         The URL; of a URL itself.
 
     Raises:
-        ValueError: If there is no such model, it has no published weights,
-            or the URL is not of http or https.
+        UnknownModelError: If there is no such model, it has no published
+            weights, or the URL is not of http or https.
     """
     scheme, found, name = name_or_url.partition('://')
     urls: dict[str, str | None]
@@ -145,17 +150,17 @@ def checkpoint_url(name_or_url: str) -> str:
         from mmengine.runner.checkpoint import get_torchvision_models
         urls = get_torchvision_models()
     else:
-        raise ValueError(f'name_or_url={name_or_url}: expected http://, '
-                         'https:// or torchvision://')
+        raise UnknownModelError(f'name_or_url={name_or_url}: expected '
+                                'http://, https:// or torchvision://')
     if name not in urls:
         similar = get_close_matches(name, urls)
-        raise ValueError(
+        raise UnknownModelError(
             f'name_or_url={name_or_url}: neither a URL nor the name of a '
             'model' + (f'; similar: {", ".join(similar)}' if similar else ''))
     url = urls[name]
     if not url:
-        raise ValueError(f'name_or_url={name_or_url}: a model without '
-                         'published weights')
+        raise UnknownModelError(f'name_or_url={name_or_url}: a model without '
+                                'published weights')
     return url
 
 
@@ -189,7 +194,7 @@ def load_from_torchvision(filename: str, map_location: Any = None) -> Any:
         The state dict, named as torchvision names it.
 
     Raises:
-        ValueError: If there is no such name.
+        UnknownModelError: If there is no such name.
         DownloadError: If the file cannot be had.
     """
     return load_from_http(checkpoint_url(filename), map_location)
@@ -215,7 +220,7 @@ def _place(url: str, out: str | os.PathLike[str] | None) -> Path:
     name = urllib.parse.unquote(
         urllib.parse.urlsplit(url).path.rpartition('/')[2])
     if name in ('', '.', '..') or '/' in name:
-        raise ValueError(f'name_or_url={url}: names no file')
+        raise UnknownModelError(f'name_or_url={url}: names no file')
     if out is not None:
         return Path(out).expanduser() / name
     home = os.environ.get('MMENGINE_HOME') or torch.hub.get_dir()
