@@ -127,3 +127,8 @@ def one_line_errors() -> Iterator[None]:
             CheckpointMismatchError, UnknownModelError,
             pickle.UnpicklingError) as error:
         fail(error)
+    except OSError as error:
+        # A full disk or a folder that is read-only, rather than a bug.
+        if error.filename is None:
+            raise
+        fail(error)

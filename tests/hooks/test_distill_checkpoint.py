@@ -91,9 +91,20 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir() if path.is_file()}
 
 
-@pytest.mark.parametrize('norm_eval', [True, False])
+@pytest.mark.parametrize(('norm_eval', 'torchvision'), [
+    (True, False),
+    (False, False),
+    (True, True),
+])
 def test_what_the_file_holds_is_left_out(config: Config, trained: Trained,
-                                         norm_eval: bool) -> None:
+                                         norm_eval: bool,
+                                         torchvision: bool) -> None:
+    if torchvision:
+        weights = read_checkpoint(config.model.teacher_ckpt)['state_dict']
+        torch.save({
+            key.partition('.')[2]: value
+            for key, value in weights.items()
+        }, config.model.teacher_ckpt)
     config.model.teacher_norm_eval = norm_eval
     runner = trained(config)
     path = Path(config.work_dir, 'epoch_1.pth')

@@ -1,12 +1,14 @@
-"""A process that is killed in the midst of its writing loses nothing."""
+"""A process that cannot finish its writing loses nothing."""
 from __future__ import annotations
 
 import random
+import resource
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
@@ -94,8 +96,8 @@ def test_no_checkpoint_is_lost(
     for attempt in range(5 * KILLS):
         run = start_tool(*command('cut'))
         # The first checkpoint is let through: there is nothing before it.
-        in_write = kill_in_write(run, tmp_path / 'cut',
-                                 3 if attempt == 0 else numbers.choice([1, 2]))
+        number = numbers.choice([1, 2, 3]) if attempt else 3
+        in_write = kill_in_write(run, tmp_path / 'cut', number)
         kills += in_write
         before, epoch = epoch, epoch_of_last(tmp_path / 'cut')
         print(f'kill {kills}, mid-write {in_write}: resumable at {epoch}')
@@ -114,3 +116,20 @@ def test_no_checkpoint_is_lost(
     assert cut.keys() == whole.keys()
     for key, value in whole.items():
         assert torch.equal(cut[key], value), key
+
+
+def test_full_disk_is_told_in_one_line(tmp_path: Path,
+                                       call_tool: Callable[..., None]) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Enough for the log, not for a checkpoint.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**18, limits[1]))
+    try:
+        with pytest.raises(SystemExit) as error:
+            call_tool('train.py', TINY_CONFIG, '--work-dir', tmp_path,
+                      '--no-validate')
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    message = str(error.value)
+    assert message.startswith('train.py: ')
+    assert message.endswith(f"'{tmp_path}/epoch_1.pth'")
+    assert not list(tmp_path.glob('*.p*t*'))

@@ -71,7 +71,7 @@ def load_strictly(module: nn.Module, path: str, source: str) -> None:
         CheckpointMismatchError: If keys are missing or unexpected or shapes
             differ.
     """
-    load_weights(module, _weights_for(module, path), f'{source}={path}')
+    load_weights(module, weights_for(module, path), f'{source}={path}')
 
 
 def load_what_fits(module: nn.Module, path: str) -> None:
@@ -81,7 +81,7 @@ def load_what_fits(module: nn.Module, path: str) -> None:
         module: Gets the weights.
         path: As for :func:`load_strictly`.
     """
-    load_state_dict(module, _weights_for(module, path), strict=False)
+    load_state_dict(module, weights_for(module, path), strict=False)
 
 
 def load_weights(module: nn.Module, weights: dict[str, Tensor],
@@ -110,7 +110,7 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor],
         ) from error
 
 
-def _weights_for(module: nn.Module, path: str) -> OrderedDict[str, Tensor]:
+def weights_for(module: nn.Module, path: str) -> OrderedDict[str, Tensor]:
     """Weights of a file, under the names that the module has for them."""
     weights = OrderedDict(read_checkpoint(path)['state_dict'])
     weights = strip_prefix(weights, 'module.') or weights

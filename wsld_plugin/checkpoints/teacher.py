@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .loading import CheckpointMismatchError, read_checkpoint, strip_prefix
+from .loading import CheckpointMismatchError, weights_for
 
 
 class FrozenTeacher:
@@ -21,8 +21,7 @@ class FrozenTeacher:
     """
 
     def __init__(self, teacher: nn.Module, path: str) -> None:
-        weights = read_checkpoint(path)['state_dict']
-        weights = strip_prefix(weights, 'module.') or weights
+        weights = weights_for(teacher, path)
         self._weights = {
             f'teacher.{key}': weights[key]
             for key in teacher.state_dict() if key in weights
