@@ -5,6 +5,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from wsld_plugin import compat
 from wsld_plugin.checkpoints import DownloadError, download_checkpoint
 
 
@@ -31,6 +32,7 @@ def main() -> None:
         action='store_true',
         help='download nothing, say which file goes where')
     args = parser.parse_args()
+    compat.quiet()
     failed = False
     for checkpoint in args.checkpoint:
         try:

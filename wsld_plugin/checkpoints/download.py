@@ -113,8 +113,7 @@ def download_checkpoint(name_or_url: str,
             # Another process may have had the part before.
             if _fault(path) is not None:
                 if path.exists():
-                    print_log(f'{path} {fault}: it is downloaded anew.',
-                              'current')
+                    print_log(f'{path} {fault}; replacing it.', 'current')
                 _fetch(source, part, path.name)
                 os.replace(part.name, path)
     except DownloadError as error:
