@@ -236,8 +236,13 @@ def _compare(student: nn.Module, deployed: Callable[[Tensor], Tensor],
              images: Tensor) -> tuple[int, float, float, int]:
     # A batch of one first: a size that was traced as a constant shows.
     batches = [images[:1], *images[1:].split(_BATCH)]
-    expected = torch.cat([student(batch) for batch in batches])
-    got = torch.cat([deployed(batch) for batch in batches])
+    results = [(student(batch), deployed(batch)) for batch in batches]
+    for expected, got in results:
+        if got.shape != expected.shape:
+            raise DeploymentError(
+                'the file was not kept: its logits have the shape '
+                f'{tuple(got.shape)}, expected {tuple(expected.shape)}')
+    expected, got = map(torch.cat, zip(*results))
     return (len(images), float((got - expected).abs().max()),
             float(expected.abs().max()),
             int((got.argmax(1) == expected.argmax(1)).sum()))
