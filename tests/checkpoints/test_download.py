@@ -179,7 +179,7 @@ RECOVERIES: dict[str, tuple[list[dict[str, Any]], list[str | None]]] = {
     '503 four times': ([{'status': 503}] * 4, [None] * 5),
     '408, 429 and 500': ([{'status': status} for status in (408, 429, 500)],
                          [None] * 4),
-    'silence': ([{'silent': 1}], [None, None]),
+    'silence': ([{'silent': 6}], [None, None]),
     'slow': ([{'pause': 0.005}], [None]),
     'redirects': ([{'to': '/a', 'status': 301}, {'to': '/b'},
                    {'to': f'/c/{NAME}', 'status': 307}], [None] * 4),
@@ -192,7 +192,7 @@ RECOVERIES: dict[str, tuple[list[dict[str, Any]], list[str | None]]] = {
 def test_recovery(name: str, server: Server, tmp_path: Path,
                   monkeypatch: pytest.MonkeyPatch) -> None:
     if name == 'silence':
-        monkeypatch.setattr(download, '_TIMEOUT', 0.3)
+        monkeypatch.setattr(download, '_TIMEOUT', 2.0)
     server.faults, ranges = list(RECOVERIES[name][0]), RECOVERIES[name][1]
     download_checkpoint(server.url + NAME, tmp_path / 'out')
     assert files(tmp_path / 'out') == {NAME: DATA}
