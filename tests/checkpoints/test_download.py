@@ -486,6 +486,8 @@ def test_file_system_without_locks(server: Server, tmp_path: Path,
     path = download_checkpoint(server.url + NAME, tmp_path)
     assert path.read_bytes() == DATA
     assert files(tmp_path) == {NAME: DATA, f'{NAME}.part': OTHER[:HALF]}
+    path = download_checkpoint(server.url + NAME, tmp_path / 'new')
+    assert files(path.parent) == {NAME: DATA}
 
 
 def test_urls_in_configs(server: Server, tmp_path: Path) -> None:

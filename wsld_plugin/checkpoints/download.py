@@ -282,7 +282,9 @@ def _part_of(path: Path) -> Iterator[BinaryIO]:
     while True:
         part = _open(name)
         if not _lock(part, path):
-            # Nobody else may write into this one.
+            # Nobody else may write into the next one.
+            if not os.fstat(part.fileno()).st_size:
+                Path(name).unlink(missing_ok=True)
             part.close()
             name = f'{path}.{socket.gethostname()}.{os.getpid()}.part'
             part = _open(name)
