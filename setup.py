@@ -4,8 +4,9 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
+from setuptools.command.editable_wheel import editable_wheel
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 about: dict = {}
 exec((HERE / 'wsld_plugin' / 'version.py').read_text(), about)
 
@@ -35,6 +36,19 @@ class BuildWithMim(build_py):
                 shutil.copy(HERE / name, mim / name)
 
 
+class EditableWithMim(editable_wheel):
+    """Let mim and mmengine find an editable installation's folder.
+
+    They join the folder of the distribution's metadata with the first line
+    of its top_level.txt; an absolute path there wins.
+    """
+
+    def _install_namespaces(self, installation_dir, pth_prefix):
+        super()._install_namespaces(installation_dir, pth_prefix)
+        for path in Path(installation_dir).glob('*.dist-info/top_level.txt'):
+            path.write_text(f'{HERE / "wsld_plugin"}\n{path.read_text()}')
+
+
 setup(
     name='wsld_plugin',
     version=about['__version__'],
@@ -44,7 +58,10 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['wsld_plugin', 'wsld_plugin.*']),
-    cmdclass={'build_py': BuildWithMim},
+    cmdclass={
+        'build_py': BuildWithMim,
+        'editable_wheel': EditableWithMim
+    },
     python_requires='>=3.9',
     # The OpenMMLab packages are extras, not requirements: their onedl forks
     # and both builds of mmcv provide the same modules under other
@@ -64,6 +81,8 @@ setup(
             'scikit-learn',
             'matplotlib',
         ],
+        # Files of the student for programs without mmpretrain.
+        'deploy': ['onnx', 'onnxruntime', 'onnxscript'],
         'test': ['pytest', 'pytest-timeout'],
         'lint': ['ruff', 'mypy'],
     },

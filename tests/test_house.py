@@ -22,9 +22,11 @@ ARROWS = {
                  'sklearn'),
     'hooks': ('torch', 'numpy', 'mmengine', '.functional', '.losses',
               '.checkpoints'),
-    'checkpoints': ('torch', 'mmengine', '.version'),
+    'checkpoints': ('torch', 'mmengine', 'modelindex', 'onnx', 'onnxruntime',
+                    'rich', 'sklearn', '.version'),
     'analysis': ('torch', 'numpy', 'matplotlib', '.functional'),
-    'compat': ('torch', 'numpy', 'mmengine', 'mmcv', 'mmpretrain', 'mmrazor'),
+    'compat': ('torch', 'numpy', 'mmengine', 'mmcv', 'mmpretrain', 'mmrazor',
+               '.checkpoints'),
 }
 # Written so that this file does not match it.
 MACHINE_PATH = re.compile(r'(?<![\w./-])/(?:root|work|tmp|home)/')

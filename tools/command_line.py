@@ -15,7 +15,11 @@ import torch
 from mmengine.config import Config, ConfigDict, DictAction
 
 from wsld_plugin import compat
-from wsld_plugin.checkpoints import CheckpointMismatchError
+from wsld_plugin.checkpoints import (
+    CheckpointMismatchError,
+    DownloadError,
+    UnknownModelError,
+)
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -113,10 +117,18 @@ def one_line_errors() -> Iterator[None]:
     """Turn a user's mistakes about files into one line instead of a trace."""
     try:
         yield
+    except DownloadError as error:
+        fail(f'cannot download a checkpoint: {error}')
     except urllib.error.URLError as error:
         fail(f'cannot download a checkpoint: {error}; fetch it by other '
              'means and name the file, such as by --cfg-options '
              'model.teacher_ckpt=PATH')
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError,
-            CheckpointMismatchError, pickle.UnpicklingError) as error:
+            CheckpointMismatchError, UnknownModelError,
+            pickle.UnpicklingError) as error:
+        fail(error)
+    except OSError as error:
+        # A full disk or a folder that is read-only, rather than a bug.
+        if error.filename is None:
+            raise
         fail(error)

@@ -5,9 +5,12 @@ default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=100),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    # At least 2 kept: the oldest is removed before the next one is written.
+    # Without the frozen teacher, and with the student in a file of its own.
     checkpoint=dict(
-        type='CheckpointHook', interval=1, max_keep_ckpts=3, save_best='auto'),
+        type='DistillCheckpointHook',
+        interval=1,
+        max_keep_ckpts=3,
+        save_best='auto'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     # A run that was cut and resumed draws the same augmentations.
     epoch_seed=dict(type='EpochSeedHook'),

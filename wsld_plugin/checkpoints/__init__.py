@@ -1,24 +1,46 @@
-"""Files and URLs: extract, load, convert."""
+"""Files and URLs: download, extract, load, convert."""
+from .atomic import AtomicBackend, remove_parts, write_atomically
+from .conversion import mmpretrain_names
+from .download import (
+    DownloadError,
+    UnknownModelError,
+    checkpoint_url,
+    download_checkpoint,
+)
 from .loading import (
     CheckpointMismatchError,
     load_strictly,
     load_weights,
+    load_what_fits,
     read_checkpoint,
 )
 from .student import (
     ExportedStudent,
     export_student,
+    student_checkpoint,
     student_model,
     student_weights,
 )
+from .teacher import FrozenTeacher
 
 __all__ = [
+    'AtomicBackend',
     'CheckpointMismatchError',
+    'DownloadError',
     'ExportedStudent',
+    'FrozenTeacher',
+    'UnknownModelError',
+    'checkpoint_url',
+    'download_checkpoint',
     'export_student',
     'load_strictly',
     'load_weights',
+    'load_what_fits',
+    'mmpretrain_names',
     'read_checkpoint',
+    'remove_parts',
+    'student_checkpoint',
     'student_model',
     'student_weights',
+    'write_atomically',
 ]

@@ -8,6 +8,8 @@ from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import load_state_dict
 from torch import Tensor, nn
 
+from .conversion import mmpretrain_names
+
 # Enough to recognise the wrong network by.
 _SHOWN_LINE = 300
 
@@ -61,16 +63,25 @@ def load_strictly(module: nn.Module, path: str, source: str) -> None:
 
     Args:
         module: Gets the weights.
-        path: Local path or URL; keys may start with ``module.``.
+        path: Local path or URL; keys may start with ``module.`` and may be
+            torchvision's.
         source: What the path was given as, for the error message.
 
     Raises:
         CheckpointMismatchError: If keys are missing or unexpected or shapes
             differ.
     """
-    weights = read_checkpoint(path)['state_dict']
-    load_weights(module, strip_prefix(weights, 'module.') or weights,
-                 f'{source}={path}')
+    load_weights(module, weights_for(module, path), f'{source}={path}')
+
+
+def load_what_fits(module: nn.Module, path: str) -> None:
+    """Load a checkpoint file into a module and warn of what does not fit.
+
+    Args:
+        module: Gets the weights.
+        path: As for :func:`load_strictly`.
+    """
+    load_state_dict(module, weights_for(module, path), strict=False)
 
 
 def load_weights(module: nn.Module, weights: dict[str, Tensor],
@@ -97,3 +108,13 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor],
             '; '.join(line if len(line) <= _SHOWN_LINE else
                       f'{line[:_SHOWN_LINE]} ...' for line in lines[1:4])
         ) from error
+
+
+def weights_for(module: nn.Module, path: str) -> OrderedDict[str, Tensor]:
+    """Weights of a file, under the names that the module has for them."""
+    weights = OrderedDict(read_checkpoint(path)['state_dict'])
+    weights = strip_prefix(weights, 'module.') or weights
+    if module.state_dict().keys() & weights.keys():
+        # Torchvision's names may be the module's own.
+        return weights
+    return mmpretrain_names(weights)

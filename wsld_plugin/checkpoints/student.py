@@ -4,10 +4,10 @@ from __future__ import annotations
 import ast
 import hashlib
 import io
-import os
 import re
 import time
 from collections import OrderedDict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,8 @@ from mmengine.config import Config
 from torch import Tensor
 
 from ..version import __version__
+from .atomic import write_atomically
+from .conversion import mmpretrain_names
 from .loading import CheckpointMismatchError, read_checkpoint, strip_prefix
 
 # What a config says about a network and its test, not about its training.
@@ -23,7 +25,7 @@ _TEST_FIELDS = ('default_scope', 'custom_imports', 'data_preprocessor',
                 'test_dataloader', 'test_cfg', 'test_evaluator',
                 'tta_pipeline', 'tta_model')
 _KEPT_META = ('dataset_meta', 'epoch', 'iter', 'seed', 'experiment_name',
-              'time', 'mmengine_version')
+              'time', 'mmengine_version', 'metrics')
 
 
 class ExportedStudent(NamedTuple):
@@ -45,7 +47,9 @@ def student_weights(weights: dict[str, Tensor],
 
     Args:
         weights: State dict of a distiller (the student's keys start with
-            ``architecture.``) or of a classifier alone.
+            ``architecture.``, or with ``architecture.model.`` where mmrazor
+            0.x wrote them) or of a classifier alone, which may be one of
+            torchvision's.
         source: Where the weights came from, for the error message.
 
     Returns:
@@ -57,14 +61,15 @@ def student_weights(weights: dict[str, Tensor],
     weights = _unwrapped(weights)
     student = strip_prefix(weights, 'architecture.')
     if student:
-        return _unwrapped(student)
+        return _without_teacher(_unwrapped(student))
+    weights = mmpretrain_names(weights)
     roots = sorted({key.split('.')[0] for key in weights})
     if 'backbone' not in roots:
         raise CheckpointMismatchError(
             f'{source} holds no student: expected keys that start with '
             '"architecture." (a distiller) or "backbone." (a classifier), '
             f'got {", ".join(roots[:8]) or "no keys"}')
-    return OrderedDict(weights)
+    return weights
 
 
 def student_model(model: dict[str, Any]) -> dict[str, Any]:
@@ -90,6 +95,40 @@ def student_model(model: dict[str, Any]) -> dict[str, Any]:
     return student
 
 
+def student_checkpoint(checkpoint: dict[str, Any],
+                       source: str) -> dict[str, Any]:
+    """The student of a checkpoint, as a checkpoint of its own.
+
+    Args:
+        checkpoint: What mmengine wrote or is about to write, of a distiller
+            or of a classifier.
+        source: Path or URL that it came from.
+
+    Returns:
+        A copy of the weights under ``state_dict`` and, under ``meta``, the
+        class names, the student's config, the metrics where they are known,
+        and where it came from.
+
+    Raises:
+        CheckpointMismatchError: If there is no student.
+    """
+    weights = student_weights(checkpoint['state_dict'], source)
+    meta = checkpoint.get('meta', {})
+    # EMAHook saves the average as the model and the model as its state.
+    averaged = 'ema_state_dict' in checkpoint or meta.get('averaged', False)
+    return dict(
+        state_dict=OrderedDict(
+            (key, value.detach().clone()) for key, value in weights.items()),
+        meta=dict(
+            {key: meta[key]
+             for key in _KEPT_META if key in meta},
+            cfg=_student_config(meta.get('cfg', '')),
+            source=source.rsplit('/', 1)[-1],
+            averaged=averaged,
+            torch_version=str(torch.__version__),
+            wsld_plugin_version=__version__))
+
+
 def export_student(source: str, out: str) -> ExportedStudent:
     """Publish a checkpoint's student as a file of its own.
 
@@ -112,34 +151,36 @@ def export_student(source: str, out: str) -> ExportedStudent:
         CheckpointMismatchError: If ``source`` holds no student.
     """
     checkpoint = read_checkpoint(source)
-    weights = student_weights(checkpoint['state_dict'], source)
-    meta = checkpoint.get('meta', {})
-    # EMAHook saves the average as the model and the model as its state.
-    averaged = 'ema_state_dict' in checkpoint
-    published = dict(
-        state_dict=OrderedDict(
-            (key, value.detach().clone()) for key, value in weights.items()),
-        meta=dict(
-            {key: meta[key]
-             for key in _KEPT_META if key in meta},
-            cfg=_student_config(meta.get('cfg', '')),
-            source=source.rsplit('/', 1)[-1],
-            averaged=averaged,
-            torch_version=str(torch.__version__),
-            wsld_plugin_version=__version__))
+    published = student_checkpoint(checkpoint, source)
     buffer = io.BytesIO()
     torch.save(published, buffer)
     data = buffer.getvalue()
 
     target = Path(out)
     if out.endswith('/') or target.is_dir():
-        experiment = meta.get('experiment_name', Path(source).stem)
+        experiment = published['meta'].get('experiment_name',
+                                           Path(source).stem)
         target = target / re.sub(r'_\d{8}_\d{6}$', '', experiment)
     name = target.name[:-4] if target.name.endswith('.pth') else target.name
     digest = hashlib.sha256(data).hexdigest()[:8]
     path = target.with_name(f'{name}_{time.strftime("%Y%m%d")}-{digest}.pth')
-    _write(path, data)
-    return ExportedStudent(path, averaged)
+    write_atomically(path, data)
+    return ExportedStudent(path, published['meta']['averaged'])
+
+
+def _without_teacher(
+        student: OrderedDict[str, Tensor]) -> OrderedDict[str, Tensor]:
+    """The student alone, in files of mmrazor 0.x and converted ones.
+
+    There it is called ``model.``, as some classifiers call a network of
+    theirs, and the teacher may be inside.
+    """
+    if any(key.startswith('model.backbone.') for key in student):
+        student = strip_prefix(student, 'model.')
+    if not any(key.startswith('backbone.') for key in student):
+        return student
+    return OrderedDict((key, value) for key, value in student.items()
+                       if not key.startswith(('teacher.', 'distiller.')))
 
 
 def _unwrapped(weights: dict[str, Tensor]) -> OrderedDict[str, Tensor]:
@@ -148,17 +189,8 @@ def _unwrapped(weights: dict[str, Tensor]) -> OrderedDict[str, Tensor]:
                        for key, value in weights.items())
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Write a file that is never seen half written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'{path.name}.{os.getpid()}.part')
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
+# A training asks for the same one at each of its checkpoints.
+@lru_cache(maxsize=1)
 def _student_config(text: str) -> str:
     """Text of the student's config, from that of the training.
 

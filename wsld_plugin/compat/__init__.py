@@ -6,7 +6,7 @@ present, and is listed by :func:`fixes_in_force`. :func:`apply` runs when
 """
 from __future__ import annotations
 
-from . import checkpoint, mmengine, mmrazor
+from . import checkpoint, mmengine, mmrazor, names
 from .amp import prepare_amp
 from .distributed import prepare_distributed
 from .fix import Fix, fixes_in_force
@@ -33,3 +33,4 @@ def apply() -> None:
     mmengine.apply()
     checkpoint.apply()
     mmrazor.apply()
+    names.apply()

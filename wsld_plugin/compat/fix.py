@@ -37,7 +37,8 @@ def fixes_in_force() -> tuple[Fix, ...]:
 
     Returns:
         One record per fix, in the order in which they came into force;
-        empty where the installed packages need none (torch 1.13 with
-        ``setuptools<82`` and mmcv 2.1, say).
+        only ``mmrazor-teacher-names`` and ``own-names`` where the installed
+        packages need no other (torch 1.13 with ``setuptools<82`` and mmcv
+        2.1, say).
     """
     return tuple(_in_force.values())

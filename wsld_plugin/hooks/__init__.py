@@ -1,6 +1,12 @@
 """Hooks that watch training from the side."""
+from .distill_checkpoint import DistillCheckpointHook
 from .epoch_seed import EpochSeedHook
 from .frozen_teacher import FrozenTeacherHook
 from .validate_teacher import ValidateTeacherHook
 
-__all__ = ['EpochSeedHook', 'FrozenTeacherHook', 'ValidateTeacherHook']
+__all__ = [
+    'DistillCheckpointHook',
+    'EpochSeedHook',
+    'FrozenTeacherHook',
+    'ValidateTeacherHook',
+]

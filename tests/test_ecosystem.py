@@ -1,0 +1,217 @@
+"""Others find what is installed, and existing pipelines run with it."""
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+ROOT = Path(__file__).parents[1]
+PUBLISHED = 'wsld_r34_r18_in1k-evalbn'
+BUILD = 'from setuptools.build_meta import *; build_{}({!r})'
+# In a process of its own, with the installation in front of any other.
+LOOK = f'''
+import json, site, sys
+from importlib.metadata import distribution
+from pathlib import Path
+folder = sys.argv[1]
+# An editable installation of the environment's own is out of the way.
+ours = '__editable___wsld_plugin'
+sys.meta_path = [one for one in sys.meta_path
+                 if not getattr(one, '__module__', '').startswith(ours)]
+for name in [name for name in sys.modules if name.startswith(ours)]:
+    del sys.modules[name]
+sys.path.insert(0, folder)
+site.addsitedir(folder)
+
+import torch
+import wsld_plugin
+found = dict(package=str(Path(wsld_plugin.__file__).parent))
+
+# As mim and mmengine do it with pkg_resources.
+dist = distribution('wsld_plugin')
+found['mim'] = str(Path(str(dist.locate_file('')),
+                        dist.read_text('top_level.txt').split('\\n')[0]))
+
+from mmengine.config import Config
+from mmengine.hub import get_config, get_model
+name = 'wsld_plugin::wsld_r34_r18_in1k.py'
+cfg = Config.fromstring(f"_base_ = '{{name}}'\\noption = 1", '.py')
+found['base'] = [cfg.model.type, cfg.option, cfg.custom_imports.imports[0]]
+found['url'] = get_config('wsld_plugin::{PUBLISHED}.py', True).model_path
+found['others'] = get_config('mmpretrain::resnet/resnet18_8xb32_in1k.py'
+                             ).model.backbone.depth
+from mmrazor.registry import MODELS
+built = MODELS.build(dict(cfg_path=name, pretrained=False))
+found['cfg_path'] = [type(built).__name__, built.backbone.depth]
+try:
+    get_config('wsld_plugin::nothing.py')
+except FileNotFoundError as error:
+    found['missing'] = str(error)
+
+import mmpretrain
+found['listed'] = mmpretrain.list_models('wsld')
+weights = {{f'architecture.{{key}}': value
+           for key, value in built.state_dict().items()}}
+weights['teacher.head.fc.bias'] = torch.zeros(3)
+torch.save(dict(state_dict=weights), Path(folder, Path(found['url']).name))
+student = mmpretrain.get_model('{PUBLISHED}', pretrained=True,
+                               url_mapping=('https://.*/', folder + '/'))
+found['same'] = all(torch.equal(value, student.state_dict()[key])
+                    for key, value in built.state_dict().items())
+print(json.dumps(found))
+'''
+
+
+def run_alone(*args: str, **options: Any) -> subprocess.CompletedProcess:
+    env = {
+        key: value
+        for key, value in os.environ.items() if key != 'PYTHONPATH'
+    }
+    return subprocess.run(
+        [sys.executable, *args],
+        env=dict(env, OMP_NUM_THREADS='1'),
+        capture_output=True,
+        text=True,
+        **options)
+
+
+@pytest.fixture(scope='module', params=['wheel', 'editable'])
+def installed(request: pytest.FixtureRequest,
+              tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """How and into which folder a copy of the sources was installed."""
+    pytest.importorskip('setuptools.command.editable_wheel')
+    root = tmp_path_factory.mktemp(request.param)
+    sources = root / 'sources'
+    sources.mkdir()
+    for name in ('configs', 'tools', 'wsld_plugin'):
+        shutil.copytree(
+            ROOT / name,
+            sources / name,
+            ignore=shutil.ignore_patterns('.mim', '__pycache__'))
+    for path in ROOT.glob('*.*'):
+        if path.is_file():
+            shutil.copy(path, sources)
+    done = run_alone(
+        '-c', BUILD.format(request.param, str(root)), cwd=sources)
+    assert done.returncode == 0, done.stderr
+    wheel, = root.glob('*.whl')
+    site = root / 'site'
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    return request.param, site
+
+
+def test_installation_is_found_by_others(installed: tuple[str, Path]) -> None:
+    kind, site = installed
+    done = run_alone('-c', LOOK, str(site), cwd=site.parent)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    package = site / 'wsld_plugin'
+    if kind == 'editable':
+        package = site.parent / 'sources' / 'wsld_plugin'
+        assert (package / '.mim' / 'tools').is_symlink()
+    assert found['package'] == found['mim'] == str(package)
+    assert (package / '.mim' / 'tools' / 'train.py').is_file()
+    assert {path.name for path in (ROOT / 'configs').rglob('*.*')} == {
+        path.name
+        for path in (package / '.mim' / 'configs').resolve().rglob('*.*')
+        if path.suffix != '.pyc'
+    }
+    assert found['base'] == ['mmrazor.SingleTeacherDistill', 1, 'wsld_plugin']
+    assert found['url'].endswith('acc-71.54_20211222-57925cbf.pth')
+    assert found['others'] == 18
+    assert found['cfg_path'] == ['ImageClassifier', 18]
+    assert 'wsld_r34_r18_digits.py' in found['missing']
+    assert found['listed'] == [PUBLISHED]
+    assert found['same']
+
+
+def test_mmengine_does_not_find_our_configs_by_itself() -> None:
+    for name, error in (('a.py', 'ValueError'), ('a/b.py', 'AssertionError')):
+        done = run_alone(
+            '-c', 'from mmengine.config.utils import '
+            '_get_package_and_cfg_path as find; '
+            f'find("wsld_plugin::{name}")')
+        assert f'\n{error}' in done.stderr, (
+            'mmengine knows us: is compat/names.py still needed?')
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp('photos')
+    for split in ('train', 'val'):
+        for label, photo in enumerate(load_sample_images().images):
+            folder = root / split / str(label)
+            folder.mkdir(parents=True)
+            for index in range(2):
+                piece = photo[:, 90 * index:90 * index + 300]
+                Image.fromarray(piece).save(folder / f'{index}.jpg')
+    return root
+
+
+def existing_pipeline(photos: Path, work_dir: Path, loss: str) -> Config:
+    """The user's file with one line more and another loss."""
+    text = (ROOT / 'docs' / 'existing_pipeline.py').read_text()
+    assert text.count("type='WSLD'") == 1
+    text = text.replace("type='WSLD'", loss)
+    line = ("custom_imports = dict(imports=['wsld_plugin'], "
+            'allow_failed_imports=False)\n')
+    assert f'+{line}' in (ROOT / 'docs' / 'migration.md').read_text()
+    cfg = Config.fromstring(line + text, '.py')
+    options: dict[str, Any] = {
+        'work_dir': str(work_dir),
+        'experiment_name': work_dir.name + loss[6:],
+        'log_level': 'WARNING',
+        'randomness.seed': 1,
+        # There is no network where tests run.
+        'model.teacher.pretrained': False,
+        'train_cfg.max_epochs': 1,
+    }
+    for split in ('train', 'val'):
+        options[f'{split}_dataloader.batch_size'] = 2
+        options[f'{split}_dataloader.num_workers'] = 0
+        options[f'{split}_dataloader.dataset.data_root'] = str(photos / split)
+    options['test_dataloader'] = None
+    options['test_evaluator'] = None
+    options['test_cfg'] = None
+    cfg.merge_from_dict(options)
+    return cfg
+
+
+def test_existing_pipeline_trains_with_our_loss(photos: Path,
+                                                tmp_path: Path) -> None:
+    cfg = existing_pipeline(photos, tmp_path, "type='WSLDLoss'")
+    runner = Runner.from_cfg(cfg)
+    before = runner.model.architecture.head.fc.weight.detach().clone()
+    runner.train()
+    assert runner.iter == 2
+    losses = runner.message_hub.get_scalar('train/distill.loss_wsld')
+    assert torch.isfinite(torch.tensor(losses.data[0])).all()
+    assert not torch.equal(before, runner.model.architecture.head.fc.weight)
+
+
+def test_existing_pipeline_has_the_loss_it_had(photos: Path,
+                                               tmp_path: Path) -> None:
+    losses = []
+    for loss in ("type='WSLD'", "type='WSLDLoss', eps=1e-7"):
+        runner = Runner.from_cfg(existing_pipeline(photos, tmp_path, loss))
+        torch.manual_seed(1)
+        runner.model.init_weights()
+        batch = next(iter(runner.train_dataloader))
+        data = runner.model.data_preprocessor(batch, training=True)
+        losses.append(
+            runner.model(**data, mode='loss')['distill.loss_wsld'].item())
+    assert losses[0] > 0.01
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
