@@ -16,15 +16,17 @@ COMMANDS = [
     line for block in re.findall(r'```bash\n(.*?)```', README, re.DOTALL)
     for line in block.splitlines()
 ]
-SNIPPETS = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
 # Where each command is run; those of ImageNet run on digits there.
 RUN_BY = {
     'python3 tools/quickstart.py': 'tests/tools/test_quickstart.py',
     'python3 tools/run_tests.py': '.ci/run',
     "pip install -e '.[openmmlab]'": 'tools/environment.py',
+    "pip install -e '.[deploy]'": 'tools/environment.py',
     'tools/dist_train.sh': 'tests/tools',
     'tools/dist_test.sh': 'tests/tools',
     'python tools/export_student.py': 'tests/tools',
+    'python tools/download_checkpoints.py': 'tests/tools',
+    'python tools/complexity.py': 'tests/tools',
 }
 
 
@@ -51,7 +53,7 @@ def test_commands_are_run_somewhere(command: str) -> None:
     name = shlex.split(known)[-1].split('/')[-1].strip('.')
     if known.startswith('pip'):
         assert '--editable' in place.read_text()
-        name = 'openmmlab'
+        name, = re.findall(r'\[(\w+)\]', known)
     assert any(name in file.read_text() for file in files)
 
 
@@ -63,11 +65,17 @@ def test_option_flags_exist() -> None:
     assert {flag for flag in flags if f"'{flag}'" not in source} == set()
 
 
-def test_config_snippet_builds_the_loss() -> None:
-    snippet, = SNIPPETS
-    cfg = Config.fromstring(snippet, '.py')
-    loss = MODELS.build(cfg.distill_losses.loss_wsld)
-    assert (loss.tau, loss.loss_weight) == (2, 2.5)
+def test_the_change_to_a_pipeline_builds_the_loss() -> None:
+    diff, = re.findall(r'```diff\n(.*?)```', README, re.DOTALL)
+    imports, removed, put = diff.splitlines()
+    pipeline = (ROOT / 'docs' / 'existing_pipeline.py').read_text()
+    assert (imports[0], removed[0], put[0]) == ('+', '-', '+')
+    assert pipeline.count(removed[1:]) == 1
+    # Without the bracket that closes distill_losses.
+    loss = put[1:].strip().rstrip(',')[:-1]
+    cfg = Config.fromstring(f'{imports[1:]}\nlosses = dict({loss})', '.py')
+    built = MODELS.build(cfg.losses.loss_wsld)
+    assert (built.tau, built.loss_weight) == (2, 2.5)
 
 
 def test_every_config_is_listed() -> None:
