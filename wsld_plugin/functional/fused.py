@@ -215,8 +215,9 @@ def _sweep(student: Tensor, teacher: Tensor, gt_labels: Tensor,
     direct = grad is not None and grad.dtype == factor.dtype
     rows = None if total else factor.new_empty((s.shape[0], 1, s.shape[2]))
     value = factor.new_zeros(())
-    # See _exponentiate.
-    spare = 1 if tau == 2 and s.shape[2] == 1 else 2
+    # See _exponentiate. A GPU may be set to take products in TF32.
+    lean = tau == 2 and s.shape[2] == 1 and s.device.type == 'cpu'
+    spare = 1 if lean else 2
     for at, buffers in _blocks(s.shape, grad if direct else None, spare,
                                factor):
         s_block, t_block, label = s[at], t[at], labels[at]
