@@ -16,8 +16,10 @@ and the label's margin :math:`x = (z_y - \max_{k \ne y} z_k)/(\tau \ln 2)`,
     -\ln p_y = \mathrm{log1p}(v) + \ln 2 \max(-x, 0)
 
 where :math:`(v, K) = (S 2^{-x}, 2^{-x}/(1+v))` for :math:`x \ge 0` and
-:math:`(S - 1 + 2^{x}, 1/(1+v))` otherwise. No step subtracts two close
-numbers, and none overflows.
+:math:`(S - 1 + 2^{x}, 1/(1+v))` otherwise. Nothing overflows, and neither
+the cross-entropies nor the weight subtract two close numbers. The soft-label
+loss does where both networks prefer one wrong class by far; its error is then
+that of the margin, in the rounding of float32.
 """
 from __future__ import annotations
 
