@@ -2,13 +2,24 @@
 
 Importing this package registers its parts with mmengine's root registries and
 makes mmrazor 1.0.0 importable on the torch that is installed. It imports
-neither mmrazor, mmpretrain nor matplotlib.
+neither mmrazor, mmpretrain nor matplotlib: the networks that build on
+mmpretrain's are registered as soon as those are.
 """
+from types import ModuleType
+
 from . import compat
+from .compat.import_hook import after_import
 from .version import __version__
 
 compat.apply()
 
-from . import datasets, hooks, losses  # noqa: E402
+from . import datasets, hooks, losses, models  # noqa: E402
 
-__all__ = ['__version__', 'compat', 'datasets', 'hooks', 'losses']
+__all__ = ['__version__', 'compat', 'datasets', 'hooks', 'losses', 'models']
+
+
+def _register_backbones(_: ModuleType) -> None:
+    from .models import backbones  # noqa: F401
+
+
+after_import('mmpretrain.models', _register_backbones)

@@ -1,0 +1,1 @@
+"""Networks; those in ``backbones`` build on mmpretrain's."""
