@@ -9,6 +9,6 @@ from .version import __version__
 
 compat.apply()
 
-from . import datasets, hooks, losses  # noqa: E402
+from . import datasets, hooks, losses, models  # noqa: E402
 
-__all__ = ['__version__', 'compat', 'datasets', 'hooks', 'losses']
+__all__ = ['__version__', 'compat', 'datasets', 'hooks', 'losses', 'models']
