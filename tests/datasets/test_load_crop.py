@@ -132,7 +132,8 @@ def test_damaged_files_are_as_before(region: bool, tmp_path: Path) -> None:
         filled = mmcv.imfrombytes(path.read_bytes()) is not None
         for seed in range(8 * filled):
             assert_same(*both(transform, str(path), seed))
-        if not filled:
+        # A region's decoder may never come to what is missing below.
+        if not filled and not region:
             with pytest.raises(ValueError, match='failed to load image'):
                 transform(dict(img_path=str(path)))
     # After the start only, within the header, and none of a picture.
