@@ -20,6 +20,7 @@ from wsld_plugin.checkpoints import (
     DownloadError,
     UnknownModelError,
 )
+from wsld_plugin.models import TeacherCacheError
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -124,7 +125,7 @@ def one_line_errors() -> Iterator[None]:
              'means and name the file, such as by --cfg-options '
              'model.teacher_ckpt=PATH')
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError,
-            CheckpointMismatchError, UnknownModelError,
+            CheckpointMismatchError, UnknownModelError, TeacherCacheError,
             pickle.UnpicklingError) as error:
         fail(error)
     except OSError as error:

@@ -1,22 +1,27 @@
 """Time and memory of the WSLD loss, forward and backward, against mmrazor's.
 
-Both run interleaved in one process on the same float32 logits. mmrazor's
+All run interleaved in one process on the same float32 logits. mmrazor's
 loss takes two-dimensional logits only; dense ones are rearranged to rows
-first, within the measurement, as its user would have to.
+first, within the measurement, as its user would have to. The floor is what
+reading both logits and writing one gradient takes.
 """
 from __future__ import annotations
 
 import argparse
-import csv
-import platform
-import statistics
 import sys
-import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
+from typing import Any
 
 import torch
+from measuring import (
+    RESULTS,
+    Step,
+    append_rows,
+    conditions,
+    interleave,
+    peak_memory,
+)
 from mmengine.registry import MODELS
 from rich.console import Console
 from rich.table import Table
@@ -24,22 +29,18 @@ from rich.table import Table
 import wsld_plugin
 
 SHAPES = [(256, 1000), (2048, 32000), (2, 19, 512, 1024)]
-FIELDS = ('shape', 'loss', 'milliseconds', 'spread', 'speedup',
-          'tensors_above_inputs', 'device', 'dtype', 'threads', 'torch',
-          'python', 'date')
-Step = Callable[[], None]
 
 
-def make_steps(shape: tuple[int, ...], tau: float,
-               device: torch.device) -> dict[str, Step]:
+def make_steps(shape: tuple[int, ...], tau: float, device: torch.device,
+               compiled: bool) -> dict[str, Step]:
     """One forward and backward pass of each loss on equal logits."""
     generator = torch.Generator().manual_seed(0)
     student, teacher = ((3 * torch.randn(shape, generator=generator)).to(
         device) for _ in range(2))
     labels = torch.randint(
         shape[1], (shape[0], *shape[2:]), generator=generator).to(device)
-
     student.requires_grad_()
+    written = torch.empty_like(teacher)
 
     def as_rows(logits: torch.Tensor) -> torch.Tensor:
         return logits.movedim(1, -1).reshape(-1, shape[1])
@@ -56,79 +57,55 @@ def make_steps(shape: tuple[int, ...], tau: float,
     theirs = MODELS.build(
         dict(type='mmrazor.WSLD', num_classes=shape[1], **common))
     ours = MODELS.build(dict(type='WSLDLoss', eps=1e-7, **common))
-    return {
+    steps = {
         'mmrazor': step(lambda: theirs(
             as_rows(student), as_rows(teacher), labels.flatten())),
         'wsld_plugin': step(lambda: ours(student, teacher, labels)),
     }
-
-
-def clock(device: torch.device) -> float:
-    """Seconds now, after all work queued on the device."""
-    if device.type == 'cuda':
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def peak_memory(step: Step, device: torch.device) -> int:
-    """Bytes that a step holds at most above what was there before."""
-    step()
-    if device.type == 'cuda':
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        step()
-        return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(profile_memory=True) as profile:
-        step()
-    live = peak = 0
-    for event in profile.profiler.kineto_results.events():
-        if event.name() == '[memory]':
-            live += event.nbytes()
-            peak = max(peak, live)
-    return peak
+    if compiled:
+        fast = torch.compile(ours)
+        steps['wsld_plugin, compiled'] = step(
+            lambda: fast(student, teacher, labels))
+    # Without a graph: the traffic alone.
+    steps['floor'] = lambda: torch.add(student.data, teacher, out=written)
+    return steps
 
 
 def measure(shape: tuple[int, ...], tau: float, repeats: int,
-            device: torch.device) -> list[dict]:
+            device: torch.device, compiled: bool) -> list[dict[str, Any]]:
     """Rows of the result for one shape."""
-    steps = make_steps(shape, tau, device)
-    times: dict[str, list[float]] = {name: [] for name in steps}
+    steps = make_steps(shape, tau, device, compiled)
     # Small shapes are over in a millisecond; more of them fit the time.
     repeats = max(repeats, 10**8 // torch.Size(shape).numel())
-    for i in range(repeats + 1):
-        for name, step in steps.items():
-            start = clock(device)
-            step()
-            if i:  # The first round warms up.
-                times[name].append(clock(device) - start)
-    medians = {name: statistics.median(t) for name, t in times.items()}
+    times = interleave(steps, repeats, device, warm_up=2)
     size = 4 * torch.Size(shape).numel()
-    name = torch.cuda.get_device_name() if device.type == 'cuda' else 'CPU'
-    result = []
-    for loss, step in steps.items():
-        quartiles = statistics.quantiles(times[loss], n=4)
-        result.append(
-            dict(
-                zip(FIELDS, (
-                    'x'.join(map(str, shape)), loss,
-                    f'{1e3 * medians[loss]:.2f}',
-                    f'{1e3 * (quartiles[2] - quartiles[0]):.2f}',
-                    f'{medians["mmrazor"] / medians[loss]:.2f}',
-                    f'{peak_memory(step, device) / size:.2f}', name,
-                    'float32', torch.get_num_threads(), torch.__version__,
-                    platform.python_version(), date.today().isoformat()))))
-    return result
+    machine = conditions(device)
+    return [{
+        'shape': 'x'.join(map(str, shape)),
+        'loss': name,
+        'tau': tau,
+        'dtype': 'float32',
+        'milliseconds': f'{1e3 * times[name].median:.3g}',
+        'spread': f'{1e3 * times[name].spread:.2g}',
+        'speedup': f'{times["mmrazor"].median / times[name].median:.2f}',
+        'tensors_above_inputs': f'{peak_memory(step, device) / size:.2f}',
+        'repeats': repeats,
+        **machine,
+    } for name, step in steps.items()]
 
 
 def main() -> None:
-    """Measure, print a table, write CSV if asked to."""
+    """Measure, print a table, add to the result file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--tau', type=float, default=2.0)
     parser.add_argument(
-        '--repeats', type=int, default=15, help='at least, of each loss')
+        '--repeats', type=int, default=11, help='at least, of each loss')
     parser.add_argument('--threads', type=int, default=1)
     parser.add_argument('--device', default='cpu')
-    parser.add_argument('--out', type=Path, help='CSV file to write')
+    parser.add_argument(
+        '--no-compile', action='store_true', help='leave torch.compile out')
+    parser.add_argument(
+        '--out', type=Path, default=RESULTS / 'loss.csv', help='CSV file')
     args = parser.parse_args()
     if args.repeats < 2:
         sys.exit('loss.py: --repeats must be at least 2')
@@ -140,7 +117,7 @@ def main() -> None:
                   'above the inputs')
     for shape in SHAPES:
         for row in measure(shape, args.tau, args.repeats,
-                           torch.device(args.device)):
+                           torch.device(args.device), not args.no_compile):
             rows.append(row)
             table.add_row(row['shape'], row['loss'],
                           f'{row["milliseconds"]} ({row["spread"]})',
@@ -148,12 +125,7 @@ def main() -> None:
     Console().print(table)
     print(f'torch {torch.__version__}, {rows[0]["device"]}, float32, '
           f'{args.threads} thread(s), tau {args.tau}')
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        with args.out.open('w', newline='') as file:
-            writer = csv.DictWriter(file, FIELDS)
-            writer.writeheader()
-            writer.writerows(rows)
+    append_rows(args.out, rows)
 
 
 if __name__ == '__main__':

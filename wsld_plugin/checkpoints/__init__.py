@@ -21,7 +21,7 @@ from .student import (
     student_model,
     student_weights,
 )
-from .teacher import FrozenTeacher
+from .teacher import FrozenTeacher, weights_sha256
 
 __all__ = [
     'AtomicBackend',
@@ -42,5 +42,6 @@ __all__ = [
     'student_checkpoint',
     'student_model',
     'student_weights',
+    'weights_sha256',
     'write_atomically',
 ]

@@ -2,14 +2,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .loading import CheckpointMismatchError, weights_for
+from .loading import (
+    CheckpointMismatchError,
+    read_checkpoint,
+    strip_prefix,
+    weights_for,
+)
 
 
 class FrozenTeacher:
@@ -31,12 +36,7 @@ class FrozenTeacher:
     @cached_property
     def sha256(self) -> str:
         """Digest of the weights' names, types, shapes and values."""
-        digest = hashlib.sha256()
-        for key, value in sorted(self._weights.items()):
-            digest.update(f'{key} {value.dtype} {[*value.shape]}\n'.encode())
-            values = value.contiguous().reshape(-1).view(torch.uint8)
-            digest.update(values.numpy().tobytes())
-        return digest.hexdigest()
+        return _digest(self._weights)
 
     def leave_out(self, checkpoint: dict[str, Any]) -> None:
         """Take the weights that are still those of the file out.
@@ -76,6 +76,28 @@ class FrozenTeacher:
         for prefix, state in _states(checkpoint):
             for key, value in self._weights.items():
                 state.setdefault(prefix + key, value)
+
+
+def weights_sha256(path: str) -> str:
+    """Digest of a checkpoint's weights, whatever else it holds.
+
+    Args:
+        path: Local path or URL.
+
+    Returns:
+        SHA-256 of their names, types, shapes and values, in hexadecimal.
+    """
+    weights = read_checkpoint(path)['state_dict']
+    return _digest(strip_prefix(weights, 'module.') or weights)
+
+
+def _digest(weights: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for key, value in sorted(weights.items()):
+        digest.update(f'{key} {value.dtype} {[*value.shape]}\n'.encode())
+        values = value.contiguous().reshape(-1).view(torch.uint8)
+        digest.update(values.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _states(

@@ -10,6 +10,7 @@ from typing import Optional, Union
 import torch
 from torch import Tensor
 
+from .compiled import compiled_wsld_loss
 from .fused import fused_wsld_loss
 from .inputs import (
     REDUCTIONS,
@@ -39,8 +40,8 @@ def wsld_loss(student: Tensor,
     with :math:`w` from :func:`wsld_weight`. The value holds the teacher's
     entropy, as in both published codes; gradients equal those of the
     weighted KL divergence. In eager mode value and gradient come from one
-    pass that keeps a single tensor of the logits' size; under
-    ``torch.compile`` the same formula is left to the compiler.
+    pass that keeps a single tensor of the logits' size; ``torch.compile``
+    gets a form of the same algebra that suits a compiler.
 
     Args:
         student: Logits ``(N, C)`` or ``(N, C, *)``, any floating dtype.
@@ -77,7 +78,7 @@ def wsld_loss(student: Tensor,
     """
     check_inputs(student, teacher, gt_labels, ignore_index, num_classes)
     check_reduction(reduction)
-    loss = _composed if is_compiling() else fused_wsld_loss
+    loss = compiled_wsld_loss if is_compiling() else fused_wsld_loss
     gt_labels, factor = _factor(student, teacher, gt_labels, loss_weight,
                                 reduction, ignore_index)
     return loss(student, teacher.detach(), gt_labels, factor, ignore_index,

@@ -1,12 +1,14 @@
 """Hooks that watch training from the side."""
 from .distill_checkpoint import DistillCheckpointHook
 from .epoch_seed import EpochSeedHook
+from .fast_step import FastStepHook
 from .frozen_teacher import FrozenTeacherHook
 from .validate_teacher import ValidateTeacherHook
 
 __all__ = [
     'DistillCheckpointHook',
     'EpochSeedHook',
+    'FastStepHook',
     'FrozenTeacherHook',
     'ValidateTeacherHook',
 ]

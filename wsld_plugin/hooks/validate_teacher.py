@@ -14,6 +14,7 @@ from mmengine.runner import Runner, autocast
 from torch import nn
 
 from ..checkpoints import load_strictly
+from ..models import CachedTeacher
 from .teachers import distillers
 
 
@@ -43,6 +44,9 @@ class ValidateTeacherHook(Hook):
         if distiller is None or not isinstance(cfg, dict):
             return
         path = cfg.get('teacher_ckpt')
+        if isinstance(distiller.teacher, CachedTeacher):
+            # It has no weights, and compares those of its cache itself.
+            return
         if path:
             load_strictly(distiller.teacher, path, 'model.teacher_ckpt')
         elif not (distiller.teacher.init_cfg or distiller.teacher_trainable
@@ -58,6 +62,11 @@ class ValidateTeacherHook(Hook):
             return
         metrics: dict[str, float] = {}
         for name, distiller in distillers(runner.model).items():
+            if isinstance(distiller.teacher, CachedTeacher):
+                runner.logger.info(
+                    'The %s is not validated: its cache holds its answers '
+                    'to the training set only.', name)
+                continue
             for key, value in _validate(runner, distiller).items():
                 metrics[f'{name}/{key}'] = float(value)
         if not metrics:

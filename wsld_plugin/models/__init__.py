@@ -1,1 +1,5 @@
-"""Networks; those in ``backbones`` build on mmpretrain's."""
+"""The cached teacher, and in ``backbones`` networks built on mmpretrain's."""
+from .cached_teacher import CachedTeacher
+from .teacher_cache import TeacherCache, TeacherCacheError
+
+__all__ = ['CachedTeacher', 'TeacherCache', 'TeacherCacheError']

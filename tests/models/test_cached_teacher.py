@@ -1,0 +1,181 @@
+"""CachedTeacher: what it puts out and what it refuses."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mmengine.registry import MODELS
+from mmengine.structures import BaseDataElement
+from torch import Tensor
+
+from wsld_plugin.checkpoints import weights_sha256
+from wsld_plugin.datasets.views import SeededView
+from wsld_plugin.models import CachedTeacher, TeacherCacheError
+from wsld_plugin.models.teacher_cache import (
+    TeacherCacheWriter,
+    encode,
+    finish_cache,
+    input_probe,
+    locked,
+    make_manifest,
+    prepare_cache,
+)
+
+CLASSES, ROWS = 5, 12
+
+
+def pictures() -> Tensor:
+    return torch.randn(ROWS, 3, 4, 4, generator=torch.manual_seed(0))
+
+
+def teacher_logits() -> Tensor:
+    return 3 * torch.randn(ROWS, CLASSES, generator=torch.manual_seed(1))
+
+
+def teacher_config(folder: Path, **changes: Any) -> dict[str, Any]:
+    return dict(
+        type='CachedTeacher',
+        cache=str(folder / 'cache'),
+        teacher=dict(type='Net', depth=34, widths=(1, 2)),
+        teacher_ckpt=str(folder / 'teacher.pth')) | changes
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A teacher's file and its answers to twelve pictures."""
+    torch.save(dict(w=torch.ones(2)), tmp_path / 'teacher.pth')
+    identity = MODELS.build(teacher_config(tmp_path)).identity()
+    manifest = make_manifest(
+        CLASSES, None, count=ROWS, fingerprint='print', preprocessor=None,
+        **identity)
+    labels = torch.arange(ROWS) % CLASSES
+    with locked(tmp_path / 'cache'):
+        prepare_cache(tmp_path / 'cache', manifest)
+        writer = TeacherCacheWriter(tmp_path / 'cache')
+        fields = encode(teacher_logits(), labels, None)
+        writer.write(
+            0,
+            label=labels.numpy(),
+            pixels=np.arange(ROWS) + 100,
+            inputs=input_probe(pictures()).numpy(),
+            **{name: value.numpy() for name, value in fields.items()})
+        writer.close()
+        finish_cache(tmp_path / 'cache')
+    return tmp_path
+
+
+def samples(*indices: int, **changes: Any) -> list[BaseDataElement]:
+    return [
+        BaseDataElement(
+            metainfo=dict(
+                seeded_view=SeededView(index, index % CLASSES, index + 100,
+                                       'print')._replace(**changes)))
+        for index in indices
+    ]
+
+
+def test_logits_come_out_where_the_recorder_listens(folder: Path) -> None:
+    teacher = MODELS.build(teacher_config(folder))
+    recorded: list[Tensor] = []
+    teacher.get_submodule('head.fc').register_forward_hook(
+        lambda module, args, output: recorded.append(output))
+    inputs = pictures()[[7, 2, 7]]
+    assert teacher(inputs, samples(7, 2, 7), mode='loss') == {}
+    torch.testing.assert_close(
+        recorded[0].log_softmax(1),
+        teacher_logits()[[7, 2, 7]].log_softmax(1),
+        rtol=0,
+        atol=4e-3)
+    assert recorded[0].dtype == torch.float32
+    assert torch.equal(
+        teacher(inputs, samples(7, 2, 7)), recorded[0])
+
+
+def test_it_is_no_part_of_checkpoints(folder: Path) -> None:
+    teacher = MODELS.build(teacher_config(folder, source='a.b.c'))
+    assert teacher.state_dict() == {}
+    assert list(teacher.parameters()) == []
+    assert isinstance(teacher.get_submodule('a.b.c'), torch.nn.Identity)
+
+
+def test_it_is_built_without_the_cache(tmp_path: Path) -> None:
+    teacher = MODELS.build(teacher_config(tmp_path))
+    with pytest.raises(TeacherCacheError, match='there is no teacher cache'):
+        teacher.init_weights()
+
+
+@pytest.mark.parametrize('changes, error, said', [
+    (dict(teacher='resnet34'), TypeError, 'teacher must be a config, got str'),
+    (dict(teacher_ckpt=None), ValueError, 'teacher_ckpt must be a non-empty'),
+    (dict(source=''), ValueError, 'source must be a non-empty string'),
+])
+def test_arguments(changes: dict, error: type, said: str,
+                   tmp_path: Path) -> None:
+    arguments = teacher_config(tmp_path, **changes)
+    arguments.pop('type')
+    with pytest.raises(error, match=said):
+        CachedTeacher(**arguments)
+
+
+@pytest.mark.parametrize('changes, said', [
+    (dict(teacher=dict(type='Net', depth=50, widths=(1, 2))),
+     r'with teacher\.depth=34, but the config now has 50'),
+    (dict(source='fc'), "with source='head.fc', but the config now has 'fc'"),
+])
+def test_another_teacher_is_refused(changes: dict, said: str,
+                                    folder: Path) -> None:
+    teacher = MODELS.build(teacher_config(folder, **changes))
+    with pytest.raises(TeacherCacheError, match=said):
+        teacher.init_weights()
+
+
+def test_other_weights_are_refused(folder: Path) -> None:
+    path = str(folder / 'teacher.pth')
+    before = weights_sha256(path)
+    # What else the file holds, and a wrapper's prefix, do not count.
+    torch.save(
+        dict(state_dict={'module.w': torch.ones(2)}, meta=dict(epoch=3)), path)
+    assert weights_sha256(path) == before
+    MODELS.build(teacher_config(folder)).init_weights()
+    torch.save(dict(w=torch.tensor([1., 1 + 2**-23])), path)
+    with pytest.raises(TeacherCacheError, match='teacher_sha256='):
+        MODELS.build(teacher_config(folder)).init_weights()
+
+
+@pytest.mark.parametrize('changes, said', [
+    (dict(fingerprint='other'), 'fingerprint=print, but the samples have oth'),
+    (dict(label=4), 'with label=3 in row 3, but the sample now has 4'),
+    (dict(label=None), 'with label=3 in row 3, .* has None'),
+    (dict(pixels=9), 'with pixels=103 in row 3, but the sample now has 9'),
+])
+def test_other_samples_are_refused(changes: dict, said: str,
+                                   folder: Path) -> None:
+    teacher = MODELS.build(teacher_config(folder))
+    with pytest.raises(TeacherCacheError, match=said):
+        teacher(pictures()[[2, 3]], samples(2) + samples(3, **changes))
+
+
+def test_other_preprocessing_is_refused(folder: Path) -> None:
+    teacher = MODELS.build(teacher_config(folder))
+    rounded = pictures()[:4].bfloat16()
+    teacher(rounded, samples(0, 1, 2, 3))
+    for inputs in (pictures()[:4] + 0.01, pictures()[:4].flip(1)):
+        teacher = MODELS.build(teacher_config(folder))
+        with pytest.raises(TeacherCacheError, match='data_preprocessor'):
+            teacher(inputs, samples(0, 1, 2, 3))
+
+
+def test_what_has_no_answer(folder: Path) -> None:
+    teacher = MODELS.build(teacher_config(folder))
+    mixed = samples(1)[0]
+    mixed.gt_score = torch.ones(CLASSES)
+    for batch, said in (([BaseDataElement()], "dataset.type='SeededViews'"),
+                        ([mixed], 'gt_score, soft labels'),
+                        (None, 'data_samples must be those of a SeededViews')):
+        with pytest.raises(ValueError, match=said):
+            teacher(pictures()[:1], batch)
+    with pytest.raises(ValueError, match='predicts nothing'):
+        teacher(pictures()[:1], samples(0), mode='predict')

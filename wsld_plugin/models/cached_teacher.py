@@ -1,0 +1,197 @@
+"""A teacher whose answers were computed beforehand."""
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+import torch
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from ..checkpoints import weights_sha256
+from .teacher_cache import (
+    TeacherCache,
+    TeacherCacheError,
+    check_manifest,
+    decode,
+    input_probe,
+    to_tensors,
+)
+
+# Of the probes of preprocessed pictures. bfloat16 moves them by less, other
+# means or deviations of the pixels by more.
+_PROBE_TOLERANCE = 0.02
+
+
+@MODELS.register_module()
+class CachedTeacher(BaseModel):
+    """In a distiller, a teacher that looks its logits up in a cache.
+
+    It stands where the teacher stood: the module that a recorder listens to
+    is there and puts out the logits, so recorder, distiller and loss stay as
+    they are. ``tools/cache_teacher.py`` makes the cache from the same config.
+    The training set must be a ``SeededViews``. Neither the network nor its
+    weights are built or loaded, and there is nothing of it in checkpoints.
+
+    Logits come back in float32 as float16 stored them, but their
+    cross-entropy at temperature 1 is the teacher's own to float32's rounding.
+    Each sample's data set, label and pixels are compared with those that the
+    teacher saw, and the first batch's preprocessing.
+
+    Args:
+        cache: Folder of the cache.
+        teacher: Config of the teacher.
+        teacher_ckpt: File or URL of its weights.
+        source: Module of the teacher whose output is cached, ``(N, C)``
+            logits; what the recorder's ``source`` names.
+
+    Raises:
+        TypeError: If ``teacher`` is no config.
+        ValueError: If ``teacher_ckpt`` or ``source`` is empty.
+    """
+
+    def __init__(self,
+                 cache: str,
+                 teacher: Mapping[str, Any],
+                 teacher_ckpt: str,
+                 source: str = 'head.fc') -> None:
+        super().__init__()
+        if not isinstance(teacher, Mapping):
+            raise TypeError('teacher must be a config, got '
+                            f'{type(teacher).__name__}')
+        for name, value in (('teacher_ckpt', teacher_ckpt), ('source',
+                                                             source)):
+            if not value or not isinstance(value, str):
+                raise ValueError(
+                    f'{name} must be a non-empty string, got {value!r}')
+        self.folder = Path(cache)
+        self.teacher_cfg = deepcopy(teacher)
+        self.teacher_ckpt = teacher_ckpt
+        self.source = source
+        self._cache: Optional[TeacherCache] = None
+        self._preprocessing_known = False
+        *path, last = source.split('.')
+        parent: nn.Module = self
+        for name in path:
+            parent.add_module(name, nn.Module())
+            parent = parent.get_submodule(name)
+        parent.add_module(last, nn.Identity())
+
+    def identity(self) -> dict[str, Any]:
+        """Fields of the cache's manifest that tell this teacher from others.
+
+        Reads the weights.
+        """
+        return dict(
+            source=self.source,
+            teacher=json.loads(
+                json.dumps(self.teacher_cfg, sort_keys=True, default=repr)),
+            teacher_sha256=weights_sha256(self.teacher_ckpt))
+
+    def init_weights(self) -> None:
+        """Open the cache, which ``Runner.train`` does before it starts.
+
+        Raises:
+            TeacherCacheError: If the cache is missing, not finished, or of
+                another teacher.
+        """
+        self._open()
+
+    @torch.no_grad()
+    def forward(self,
+                inputs: Tensor,
+                data_samples: Optional[Sequence[Any]] = None,
+                mode: str = 'tensor') -> Any:
+        """Look the logits of a training batch up.
+
+        Args:
+            inputs: Preprocessed pictures ``(N, channels, *)``.
+            data_samples: N samples from a ``SeededViews``.
+            mode: ``'tensor'`` or ``'loss'``.
+
+        Returns:
+            Logits ``(N, C)`` in float32 on the device of ``inputs``; for
+            ``'loss'`` an empty dict.
+
+        Raises:
+            ValueError: If the mode is another, or if the cache holds no
+                answer to these samples; says why.
+        """
+        if mode not in ('tensor', 'loss'):
+            raise ValueError(
+                f"mode must be 'tensor' or 'loss', got {mode!r}: a "
+                'CachedTeacher knows the answers to the training samples '
+                'only, and predicts nothing')
+        if data_samples is None:
+            raise ValueError('data_samples must be those of a SeededViews, '
+                             'got None')
+        cache = self._open()
+        views = self._views(cache, data_samples)
+        rows = cache.rows(np.array([view.row for view in views]))
+        for name in ('label', 'pixels'):
+            self._compare(name, rows, views)
+        if not self._preprocessing_known:
+            self._compare_preprocessing(cache, rows, inputs)
+            self._preprocessing_known = True
+        logits = decode(to_tensors(rows, inputs.device), cache.num_classes)
+        logits = self.get_submodule(self.source)(logits)
+        return logits if mode == 'tensor' else {}
+
+    def _open(self) -> TeacherCache:
+        if self._cache is None:
+            cache = TeacherCache(self.folder)
+            check_manifest(self.folder, cache.manifest, self.identity())
+            self._cache = cache
+        return self._cache
+
+    def _views(self, cache: TeacherCache,
+               data_samples: Sequence[Any]) -> list[Any]:
+        """Which views the samples are, all of the cache's data set."""
+        expected = cache.manifest['fingerprint']
+        views = []
+        for sample in data_samples:
+            view = sample.get('seeded_view')
+            if view is None:
+                raise TeacherCacheError(
+                    'a sample has no seeded_view: CachedTeacher needs '
+                    "train_dataloader.dataset.type='SeededViews'")
+            if view.fingerprint != expected:
+                raise TeacherCacheError(
+                    f'the teacher cache {self.folder} was made with '
+                    f'fingerprint={expected[:12]}, but the samples have '
+                    f'{view.fingerprint[:12]}: other samples, classes, '
+                    'pipeline, views or seed')
+            if 'gt_score' in sample:
+                raise TeacherCacheError(
+                    'a sample has gt_score, soft labels as of mixup: the '
+                    'teacher cache holds answers to single pictures')
+            views.append(view)
+        return views
+
+    def _compare(self, name: str, rows: np.ndarray, views: list[Any]) -> None:
+        """Refuse samples that are not as they were when they were cached."""
+        found = rows[name].tolist()
+        wanted = [getattr(view, name) for view in views]
+        if found != wanted:
+            at = [a == b for a, b in zip(found, wanted)].index(False)
+            raise TeacherCacheError(
+                f'the teacher cache {self.folder} was made with {name}='
+                f'{found[at]} in row {views[at].row}, but the sample now '
+                f'has {wanted[at]}')
+
+    def _compare_preprocessing(self, cache: TeacherCache, rows: np.ndarray,
+                               inputs: Tensor) -> None:
+        """Refuse other inputs than the teacher saw; on a GPU it waits."""
+        probes = torch.from_numpy(rows['inputs'].copy())
+        gap = (input_probe(inputs).cpu() - probes).abs().max().item()
+        if not gap < _PROBE_TOLERANCE:
+            raise TeacherCacheError(
+                f'the teacher cache {self.folder} was made with '
+                f'data_preprocessor={cache.manifest["preprocessor"]}, but '
+                'the model now makes other inputs of the same pictures, by '
+                f'{gap:.3g}')
