@@ -3,10 +3,12 @@ from .distill_checkpoint import DistillCheckpointHook
 from .epoch_seed import EpochSeedHook
 from .frozen_teacher import FrozenTeacherHook
 from .validate_teacher import ValidateTeacherHook
+from .wsld_monitor import WSLDMonitorHook
 
 __all__ = [
     'DistillCheckpointHook',
     'EpochSeedHook',
     'FrozenTeacherHook',
     'ValidateTeacherHook',
+    'WSLDMonitorHook',
 ]
