@@ -16,6 +16,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, MODELS
 from mmengine.runner import Runner
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 from torch.utils.data import Dataset
 
 import wsld_plugin
@@ -47,7 +48,7 @@ class NoisyMaps(Dataset):
 class OneLayer(BaseModel):
     """A convolution learns from another one; keeps what the loss was given."""
 
-    def __init__(self, calls_per_step: int = 1) -> None:
+    def __init__(self, calls_per_step: int = 1, soft: bool = False) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.student = nn.Conv2d(3, CLASSES, 1)
@@ -56,11 +57,15 @@ class OneLayer(BaseModel):
         self.decode_head.loss_kd = MODELS.build(
             dict(type='WSLDLoss', tau=2, ignore_index=IGNORED))
         self.calls_per_step = calls_per_step
+        self.soft = soft
         self.calls: list[Call] = []
 
     def forward(self, pictures: Tensor, labels: Tensor,
                 mode: str = 'tensor') -> dict[str, Any]:
         student, teacher = self.student(pictures), self.teacher(pictures)
+        if self.soft:
+            hard = one_hot(labels.clamp(max=CLASSES - 1), CLASSES)
+            labels = 0.7 * hard.movedim(-1, 1) + 0.3 / CLASSES
         loss: Any = 0.0
         for _ in range(self.calls_per_step):
             loss = loss + self.decode_head.loss_kd(student, teacher, labels)

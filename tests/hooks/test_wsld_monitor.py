@@ -193,16 +193,32 @@ def test_several_losses_have_names_without_the_word(
     assert len(values) == 20
 
 
+@pytest.mark.parametrize('soft', [False, True])
 @pytest.mark.parametrize('block', [2**20, 60])
 def test_dense_predictions_and_ignored_positions(
-        block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        block: int, soft: bool, tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch) -> None:
     # Blocks of six positions in both pictures, the other time of all.
     monkeypatch.setattr('wsld_plugin.hooks.wsld_monitor._BLOCK', block)
-    runner = Runner.from_cfg(config(tmp_path))
+    cfg = config(tmp_path)
+    cfg.model.soft = soft
+    runner = Runner.from_cfg(cfg)
     runner.train()
     calls = runner.model.calls
-    assert any((call[2] == IGNORED).any() for call in calls)
+    assert soft or any((call[2] == IGNORED).any() for call in calls)
     check(logged(runner.message_hub), [[call] for call in calls])
+
+
+def test_diverged_training_is_logged_as_such(tmp_path: Path) -> None:
+    cfg = config(tmp_path)
+    cfg.optim_wrapper.optimizer.lr = math.inf
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    values = logged(runner.message_hub)
+    assert math.isfinite(values['wsld/ce_student'][0])
+    for key in ('weight_mean', 'ce_student'):
+        assert [*map(math.isnan, values[f'wsld/{key}'])][1:] == [True, True]
+    assert all(map(math.isfinite, values['wsld/ce_teacher']))
 
 
 def test_repeated_calls_and_accumulated_iterations_add_up(

@@ -42,8 +42,10 @@ class WSLDMonitorHook(Hook):
     Over the batch of each iteration that mmengine's ``LoggerHook`` writes:
 
     - ``weight_mean`` and ``weight_p05``, ``weight_p50``, ``weight_p95``: mean
-      of the WSLD weight and its quantiles, these to 0.001.
-    - ``regularization_ratio``: share of regularization samples, in [0, 1].
+      of :func:`wsld_plugin.functional.wsld_weight` and its quantiles, these
+      to 0.001.
+    - ``regularization_ratio``: share of regularization samples, in [0, 1],
+      by magnitude, at the loss's ``tau``.
     - ``ce_student``, ``ce_teacher``: cross-entropies at temperature 1 with
       the labels, in nats.
     - ``top1_student``, ``top1_teacher``: accuracy in percent. A class
@@ -58,8 +60,9 @@ class WSLDMonitorHook(Hook):
     "loss", which mmengine would treat as part of an objective. A loss that
     was not called, or whose labels are all ignored, is missing from the line.
 
-    The training is left as it is, to the bit. Other iterations than those
-    above cost nothing; raise ``LoggerHook.interval`` to look less often.
+    The training is left as it is, to the bit. Iterations that count for no
+    line of the log cost nothing; raise ``LoggerHook.interval`` to look less
+    often.
     """
 
     def before_train(self, runner: Runner) -> None:
