@@ -1,4 +1,5 @@
-"""Datasets that need no download."""
+"""Datasets that need no download, and parts of any."""
 from .digits import DigitsDataset
+from .resampled import resampled_dataset, resampled_indices
 
-__all__ = ['DigitsDataset']
+__all__ = ['DigitsDataset', 'resampled_dataset', 'resampled_indices']
