@@ -84,7 +84,7 @@ def bias_variance(logp: Tensor,
 
     Source:
         Heskes, "Bias/Variance Decompositions for Likelihood-Based
-        Estimators", 1998; with distillation arXiv 2102.00650, section 3.
+        Estimators", 1998; with distillation arXiv 2102.00650.
 
     Example:
         >>> import torch

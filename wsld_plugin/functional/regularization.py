@@ -27,7 +27,7 @@ def label_gradients(student: Tensor,
         b = \partial (L_{kd} - L_{ce}) / \partial s_y
           = \tau (p(s/\tau)_y - p(t/\tau)_y) - a.
 
-    The paper shows that the first loss lowers the bias and the difference
+    The paper takes the first loss to lower the bias and the difference
     the variance. For class probabilities y both are the derivatives along
     the label, :math:`\sum_k y_k \, \partial L / \partial s_k`, which is the
     same for one-hot labels.
@@ -54,7 +54,7 @@ def label_gradients(student: Tensor,
         float32 both underflow to 0 beyond a margin of about 87 nats.
 
     Source:
-        arXiv 2102.00650, section 4.
+        arXiv 2102.00650, its test for regularization samples.
 
     Example:
         >>> import torch
@@ -96,7 +96,7 @@ def regularization_samples(student: Tensor,
             wrong.
 
     Source:
-        arXiv 2102.00650, section 4.
+        arXiv 2102.00650, its test for regularization samples.
 
     Example:
         >>> import torch
