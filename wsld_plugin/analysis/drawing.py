@@ -42,8 +42,9 @@ def plot_runs(axes: Axes, curves: Sequence[Mapping[int, float]], color: str,
 
 def whole_epochs(axes: Axes) -> None:
     """Mark the horizontal axis at whole numbers only, and draw a grid."""
+    from matplotlib.ticker import MaxNLocator
     axes.set_xlabel('epoch')
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
 
 
