@@ -1,6 +1,7 @@
 """WSLDMonitorHook against the oracle, and against training without it."""
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -247,6 +248,20 @@ def test_every_line_of_an_iteration_loop_has_them(tmp_path: Path) -> None:
     check(logged(runner.message_hub), [calls[3:4], calls[7:8]])
     assert [(line['step'], 'wsld/agreement' in line)
             for line in lines(tmp_path)] == [(4, True), (8, True)]
+
+
+def test_losses_are_given_back_as_they_were(tmp_path: Path) -> None:
+    runner = Runner.from_cfg(config(tmp_path))
+    loss = runner.model.decode_head.loss_kd
+    runner.train()
+    assert 'forward' not in vars(loss)
+    # Somebody else's wrapper stays in place, too.
+    theirs = loss.forward = functools.partial(loss.forward)
+    runner = Runner.from_cfg(config(tmp_path / 'wrapped'))
+    runner.model.decode_head.loss_kd = loss
+    runner.train()
+    assert vars(loss)['forward'] is theirs
+    assert len(logged(runner.message_hub)['wsld/agreement']) == 3
 
 
 def test_short_epochs_are_logged_at_their_end(tmp_path: Path) -> None:
