@@ -66,3 +66,68 @@ def row(student: list[float], teacher: list[float], target: list[float],
 
 def one_hot(label: int, classes: int) -> list[float]:
     return [float(k == label) for k in range(classes)]
+
+
+def label_gradients(student: list[float], teacher: list[float],
+                    target: list[float],
+                    tau: float) -> tuple[float, float]:
+    """dL_ce and d(L_kd - L_ce) along the label; pair by pair of classes.
+
+    ``p_k - y_k`` is ``sum_j (y_j p_k - y_k p_j)``, where the terms of j = k
+    vanish, and a gap of two large probabilities is that of all the others.
+    """
+    probs = softmax(student)
+    soft_s, soft_t = softmax(student, tau), softmax(teacher, tau)
+    classes = range(len(target))
+    a = math.fsum(
+        target[k] * (target[j] * probs[k] - target[k] * probs[j])
+        for k in classes for j in classes if j != k)
+    gaps = []
+    for k in classes:
+        if min(soft_s[k], soft_t[k]) > 0.5:
+            gap = math.fsum(soft_t[j] - soft_s[j] for j in classes if j != k)
+        else:
+            gap = soft_s[k] - soft_t[k]
+        gaps.append(target[k] * gap)
+    return a, tau * math.fsum(gaps) - a
+
+
+def is_regularization(student: list[float], teacher: list[float],
+                      target: list[float], tau: float,
+                      rule: str = 'magnitude') -> bool:
+    a, b = label_gradients(student, teacher, target, tau)
+    return abs(b) > abs(a) if rule == 'magnitude' else b > a
+
+
+def kl(p: list[float], log_p: list[float], log_q: list[float]) -> float:
+    return math.fsum(
+        x * (u - v) for x, u, v in zip(p, log_p, log_q) if x > 0)
+
+
+def mean_prediction(runs: list[list[float]]) -> list[float]:
+    """Log of the runs' normalised geometric mean."""
+    means = [math.fsum(z) / len(runs) for z in zip(*runs)]
+    top = max(means)
+    total = math.fsum(math.exp(m - top) for m in means)
+    return [m - top - math.log(total) for m in means]
+
+
+def decompose(runs: list[list[float]], target: list[float],
+              reference: list[list[float]] | None = None) -> dict[str, float]:
+    """Every divergence of the decomposition by its definition, in nats.
+
+    ``runs`` and ``reference`` hold a sample's log-probabilities by run.
+    """
+    log_y = [math.log(y) if y > 0 else 0.0 for y in target]
+    mean = mean_prediction(runs)
+    direct = mean_prediction(reference) if reference else mean
+    return dict(
+        error=math.fsum(
+            -y * z for run in runs for y, z in zip(target, run)) / len(runs),
+        noise=-math.fsum(y * u for y, u in zip(target, log_y)),
+        bias=kl(target, log_y, direct),
+        variance=math.fsum(
+            kl([math.exp(m) for m in mean], mean, run)
+            for run in runs) / len(runs),
+        distillation=math.fsum(
+            y * (u - v) for y, u, v in zip(target, direct, mean)))

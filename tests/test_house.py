@@ -25,7 +25,8 @@ ARROWS = {
               '.models', '.checkpoints'),
     'checkpoints': ('torch', 'mmengine', 'modelindex', 'onnx', 'onnxruntime',
                     'rich', 'sklearn', '.version'),
-    'analysis': ('torch', 'numpy', 'matplotlib', '.functional'),
+    'analysis': ('torch', 'numpy', 'mmengine', 'matplotlib', '.functional',
+                 '.checkpoints'),
     'compat': ('torch', 'numpy', 'mmengine', 'mmcv', 'mmpretrain', 'mmrazor',
                '.checkpoints'),
 }

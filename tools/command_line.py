@@ -26,14 +26,7 @@ from wsld_plugin.models import TeacherCacheError
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that training and testing both take."""
     parser.add_argument('--work-dir', help='folder for logs and results')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        metavar='KEY=VALUE',
-        help='override fields of the config; lists as key="[a,b]" or '
-        'key=a,b, without blanks')
+    add_config_options(parser)
     parser.add_argument(
         '--no-pin-memory',
         action='store_true',
@@ -49,6 +42,18 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         '--local-rank',
         type=int,
         help=argparse.SUPPRESS)
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """Add the argument that overrides what a config says."""
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        metavar='KEY=VALUE',
+        help='override fields of the config; lists as key="[a,b]" or '
+        'key=a,b, without blanks')
 
 
 def read_config(args: argparse.Namespace) -> Config:

@@ -2,203 +2,31 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-import os
-import shutil
-import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from environment import ROOT
-from mmengine.config import Config
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-)
 from rich.table import Table
+from trainings import (
+    SIDE_BY_SIDE,
+    Training,
+    TrainingError,
+    duration,
+    short,
+    train,
+)
 
-from wsld_plugin import __version__, compat
+from wsld_plugin import compat
+from wsld_plugin.analysis import mean_and_deviation, plot_runs
 from wsld_plugin.checkpoints import export_student
 from wsld_plugin.datasets import DigitsDataset
 
 CONFIGS = ROOT / 'configs'
-# Trainings of students that run side by side: small networks leave cores of
-# one process idle.
-SIDE_BY_SIDE = 2
-MOST_THREADS = 8
-
-
-@dataclass(frozen=True, eq=False)
-class Training:
-    """One run of tools/train.py, told apart by its folder.
-
-    Attributes:
-        config: Name of a file in configs/, without suffix.
-        work_dir: Folder for checkpoints and logs, the run's own.
-        seed: Seed of the run.
-        options: Further overrides of the config, by dotted key.
-        teacher: Checkpoint that the run distils from.
-    """
-
-    config: str
-    work_dir: Path
-    seed: int = 0
-    options: Mapping[str, Any] = field(default_factory=dict)
-    teacher: Path | None = None
-
-    @property
-    def epochs(self) -> int:
-        """Length of the training."""
-        return int(self._cfg.train_cfg.max_epochs)
-
-    @property
-    def scans(self) -> int:
-        """Number of pictures that the network learns from."""
-        return self._cfg.train_dataloader.dataset.get(
-            'indices') or _size('train')
-
-    @property
-    def checkpoint(self) -> Path:
-        """The last epoch's checkpoint."""
-        return self.work_dir / f'epoch_{self.epochs}.pth'
-
-    @property
-    def log(self) -> Path:
-        """Everything that the training prints."""
-        return self.work_dir / 'train.log'
-
-    @property
-    def finished(self) -> bool:
-        """Whether this training, and no other, is complete in its folder."""
-        mark = self._mark
-        return (mark.get('training') == self._digest
-                and mark.get('finished', False) and self.checkpoint.exists())
-
-    def start(self, threads: int) -> subprocess.Popen:
-        """Start, or go on after the last epoch of an interrupted run."""
-        if self._mark.get('training') != self._digest:
-            self._discard()
-        self.work_dir.mkdir(parents=True, exist_ok=True)
-        self._write_mark(finished=False)
-        overrides = {'randomness.seed': self.seed, **self.options}
-        if self.teacher is not None:
-            overrides['model.teacher_ckpt'] = self.teacher
-        with self.log.open('a') as log:
-            return subprocess.Popen(
-                [
-                    sys.executable,
-                    str(ROOT / 'tools' / 'train.py'),
-                    str(self._config_file), '--work-dir',
-                    str(self.work_dir), '--resume', '--cfg-options',
-                    *(f'{key}={value}' for key, value in overrides.items())
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd=ROOT,
-                env={
-                    **os.environ,
-                    'OMP_NUM_THREADS': str(threads),
-                    'MKL_NUM_THREADS': str(threads),
-                    # Threads that spin while they wait slow a busy machine
-                    # down several times.
-                    'OMP_WAIT_POLICY': 'PASSIVE',
-                })
-
-    def finish(self) -> None:
-        """Note that the run is complete; keep its last checkpoint only."""
-        for path in self.work_dir.glob('epoch_*.pth'):
-            if path != self.checkpoint:
-                path.unlink()
-        self._write_mark(finished=True)
-
-    def records(self) -> list[dict[str, Any]]:
-        """What mmengine logged, interrupted attempts included, in order."""
-        records = []
-        for path in sorted(self.work_dir.glob('*/vis_data/scalars.json')):
-            for line in path.read_text().splitlines(keepends=True):
-                # The last line may be still being written.
-                if line.endswith('\n'):
-                    records.append(json.loads(line))
-        return records
-
-    def epochs_done(self) -> int:
-        """Number of epochs that were logged."""
-        return max(self.cross_entropies(), default=0)
-
-    def accuracies(self) -> dict[int, float]:
-        """Accuracy on the val split in percent, by epoch."""
-        return {
-            record['step']: record['accuracy/top1']
-            for record in self.records() if 'accuracy/top1' in record
-        }
-
-    def cross_entropies(self) -> dict[int, float]:
-        """Loss on the labels alone at the end of an epoch in nats."""
-        return {
-            # The distilled student's own loss has a prefix.
-            record['epoch']: record.get('student.loss', record['loss'])
-            for record in self.records() if 'epoch' in record
-        }
-
-    @property
-    def _config_file(self) -> Path:
-        return CONFIGS / f'{self.config}.py'
-
-    @cached_property
-    def _cfg(self) -> Config:
-        cfg = Config.fromfile(self._config_file)
-        cfg.merge_from_dict({'randomness.seed': self.seed, **self.options})
-        return cfg
-
-    @cached_property
-    def _digest(self) -> str:
-        """Identifies everything that the result depends on."""
-        digest = hashlib.sha256(
-            f'{__version__}\n{self._cfg.pretty_text}'.encode())
-        if self.teacher is not None:
-            digest.update(self.teacher.read_bytes())
-        return digest.hexdigest()
-
-    @property
-    def _mark_file(self) -> Path:
-        return self.work_dir / 'quickstart.json'
-
-    @property
-    def _mark(self) -> dict[str, Any]:
-        try:
-            return json.loads(self._mark_file.read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
-            return {}
-
-    def _write_mark(self, *, finished: bool) -> None:
-        part = self._mark_file.with_suffix('.part')
-        part.write_text(
-            json.dumps({
-                'training': self._digest,
-                'finished': finished
-            }))
-        part.replace(self._mark_file)
-
-    def _discard(self) -> None:
-        """Remove what another training left and this one might mistake."""
-        for pattern in ('epoch_*.pth', 'last_checkpoint', 'train.log'):
-            for path in self.work_dir.glob(pattern):
-                path.unlink()
-        for path in self.work_dir.glob('*/vis_data'):
-            shutil.rmtree(path.parent)
 
 
 def run(work_dirs: Path,
@@ -226,13 +54,13 @@ def run(work_dirs: Path,
     console = console or Console(file=sys.stdout)
     try:
         teacher = Training(
-            'ce_r34_digits',
+            CONFIGS / 'ce_r34_digits.py',
             work_dirs / 'ce_r34_digits',
             options=options)
-        _train([teacher], console, side_by_side=1)
+        train([teacher], console, side_by_side=1)
         plain, distilled = ([
             Training(
-                config,
+                CONFIGS / f'{config}.py',
                 work_dirs / f'{config}_seed{seed}',
                 seed,
                 options,
@@ -240,7 +68,7 @@ def run(work_dirs: Path,
             for seed in range(seeds)
         ] for config, distils in (('ce_r18_digits', False),
                                   ('wsld_r34_r18_digits', True)))
-        _train([run for pair in zip(plain, distilled) for run in pair],
+        train([run for pair in zip(plain, distilled) for run in pair],
                console, SIDE_BY_SIDE)
         with console.status('Exporting, predicting, drawing'), _captured(
                 out / 'quickstart.log'):
@@ -253,7 +81,7 @@ def run(work_dirs: Path,
                     for training in plain
                 ],
                 'distilled': [
-                    _scores('ce_r18_digits', student, test)
+                    _scores(plain[0].config, student, test)
                     for student in students
                 ]
             }
@@ -266,6 +94,8 @@ def run(work_dirs: Path,
             'last finished epoch',
             file=sys.stderr)
         sys.exit(130)
+    except TrainingError as error:
+        sys.exit(f'quickstart.py: {error}')
     labels = _labels(test)
     table = Table(
         title=f'Handwritten digits, accuracy in % ({seeds} '
@@ -274,103 +104,27 @@ def run(work_dirs: Path,
                     f'test ({len(test)})'):
         table.add_column(heading)
     for network, targets, trainings, key in (
-        ('ResNet-34, the teacher', f'{teacher.scans} scans', [teacher],
+        ('ResNet-34, the teacher', f'{_scans(teacher)} scans', [teacher],
          'teacher'),
-        ('ResNet-18', f'{plain[0].scans} scans', plain, 'plain'),
-        ('ResNet-18, WSLD', f'{distilled[0].scans} scans and the teacher',
+        ('ResNet-18', f'{_scans(plain[0])} scans', plain, 'plain'),
+        ('ResNet-18, WSLD', f'{_scans(distilled[0])} scans and the teacher',
          distilled, 'distilled'),
     ):
         table.add_row(
             network, targets,
-            _mean([
-                training.accuracies()[training.epochs]
+            mean_and_deviation([
+                _accuracies(training)[training.epochs]
                 for training in trainings
             ]),
-            _mean([
+            mean_and_deviation([
                 100 * float((score.argmax(1) == labels).mean())
                 for score in scores[key]
             ]))
     console.print(table)
     for what, path in (('student', students[0]), ('curves', 'curves.png'),
                        ('predictions', 'predictions.png')):
-        console.print(f'{what + ":":12} {_short(out / path)}', soft_wrap=True)
-    console.print(f'Done in {_duration(time.monotonic() - began)}.')
-
-
-def _train(trainings: Sequence[Training], console: Console,
-           side_by_side: int) -> None:
-    """Run the trainings that are not finished, a few at a time."""
-    for training in trainings:
-        if training.finished:
-            console.print(
-                f'Reused   {_short(training.work_dir)}', soft_wrap=True)
-    waiting = [
-        training for training in trainings if not training.finished
-    ]
-    side_by_side = min(side_by_side, len(waiting))
-    threads = max(1, min(MOST_THREADS, _cores() // max(1, side_by_side)))
-    running: dict[Training, tuple[subprocess.Popen, Any, float]] = {}
-    progress = Progress(
-        TextColumn('{task.description}'),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn('epochs, val {task.fields[accuracy]}%'),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal)
-    try:
-        with progress:
-            while waiting or running:
-                while waiting and len(running) < side_by_side:
-                    training = waiting.pop(0)
-                    if not console.is_terminal:
-                        console.print(
-                            f'Training {_short(training.work_dir)}',
-                            soft_wrap=True)
-                    task = progress.add_task(
-                        f'Training {_short(training.work_dir)}',
-                        total=training.epochs,
-                        accuracy='-')
-                    running[training] = (training.start(threads), task,
-                                         time.monotonic())
-                time.sleep(0.2)
-                for training, (process, task, began) in list(running.items()):
-                    progress.update(
-                        task,
-                        completed=training.epochs_done(),
-                        accuracy=_last_accuracy(training))
-                    code = process.poll()
-                    if code is None:
-                        continue
-                    del running[training]
-                    if code != 0:
-                        _fail(training, code)
-                    training.finish()
-                    progress.remove_task(task)
-                    progress.console.print(
-                        f'Trained  {_short(training.work_dir)}: val '
-                        f'{_last_accuracy(training)}% after '
-                        f'{training.epochs} epochs, '
-                        f'{_duration(time.monotonic() - began)}',
-                        soft_wrap=True)
-    finally:
-        for process, _, _ in running.values():
-            process.terminate()
-        for process, _, _ in running.values():
-            process.wait()
-
-
-def _last_accuracy(training: Training) -> str:
-    accuracies = training.accuracies()
-    return f'{accuracies[max(accuracies)]:.1f}' if accuracies else '-'
-
-
-def _fail(training: Training, code: int) -> NoReturn:
-    lines = training.log.read_text(errors='replace').split('\n')
-    last = next((line for line in reversed(lines) if line.strip()), '')
-    sys.exit(f'quickstart.py: {_short(training.work_dir)} ended with exit '
-             f'code {code} ({last.strip()}), see {_short(training.log)}')
+        console.print(f'{what + ":":12} {short(out / path)}', soft_wrap=True)
+    console.print(f'Done in {duration(time.monotonic() - began)}.')
 
 
 @contextlib.contextmanager
@@ -391,12 +145,12 @@ def _export(training: Training, out: Path) -> Path:
     return export_student(str(training.checkpoint), str(out / name)).path
 
 
-def _scores(config: str, checkpoint: Path,
+def _scores(config: Path, checkpoint: Path,
             digits: DigitsDataset) -> np.ndarray:
     """Class probabilities by mmpretrain's inferencer, shape (N, 10)."""
     from mmpretrain import ImageClassificationInferencer
     inferencer = ImageClassificationInferencer(
-        str(CONFIGS / f'{config}.py'), pretrained=str(checkpoint))
+        str(config), pretrained=str(checkpoint))
     results = inferencer([digits[i]['img'] for i in range(len(digits))],
                          batch_size=128)
     return np.stack([result['pred_scores'] for result in results])
@@ -413,20 +167,16 @@ def _draw_curves(teacher: Training, plain: Sequence[Training],
     figure = Figure(figsize=(9, 3.8), layout='constrained')
     left, right = figure.subplots(1, 2)
     left.axhline(
-        teacher.accuracies()[teacher.epochs],
+        _accuracies(teacher)[teacher.epochs],
         color='0.4',
         linestyle='--',
         label='ResNet-34, the teacher')
     for label, color, trainings in (('ResNet-18, labels', 'C0', plain),
                                     ('ResNet-18, WSLD', 'C1', distilled)):
-        for axes, curves in ((left, [t.accuracies() for t in trainings]),
-                             (right, [t.cross_entropies()
-                                      for t in trainings])):
-            epochs = sorted(curves[0])
-            heights = np.array([[curve[epoch] for epoch in epochs]
-                                for curve in curves])
-            axes.plot(epochs, heights.T, color=color, alpha=0.3, linewidth=1)
-            axes.plot(epochs, heights.mean(0), color=color, label=label)
+        plot_runs(left, [_accuracies(run) for run in trainings], color, label)
+        plot_runs(right,
+                  [run.history().cross_entropies() for run in trainings],
+                  color, label)
     left.set(xlabel='epoch', ylabel='accuracy on val (%)')
     right.set(
         xlabel='epoch',
@@ -459,27 +209,16 @@ def _draw_predictions(scores: np.ndarray, digits: DigitsDataset,
     figure.savefig(path, dpi=120)
 
 
-def _mean(values: Sequence[float]) -> str:
-    mean = f'{statistics.mean(values):.1f}'
-    if len(values) > 1:
-        mean += f' ± {statistics.stdev(values):.1f}'
-    return mean
+def _accuracies(training: Training) -> dict[int, float]:
+    """Accuracy on the val split in percent, by epoch."""
+    return training.history().validation('accuracy/top1')
+
+
+def _scans(training: Training) -> int:
+    """Number of pictures that the network learns from."""
+    return training.cfg.train_dataloader.dataset.get(
+        'indices') or _size('train')
 
 
 def _size(split: str) -> int:
     return len(DigitsDataset(split))
-
-
-def _short(path: Path) -> str:
-    """Path as seen from the repository, where it is inside."""
-    return str(path.relative_to(ROOT) if ROOT in path.parents else path)
-
-
-def _duration(seconds: float) -> str:
-    return f'{seconds // 60:.0f} min {seconds % 60:.0f} s'
-
-
-def _cores() -> int:
-    if hasattr(os, 'sched_getaffinity'):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from mmengine import Config
 from mmengine.registry import MODELS, DefaultScope
 
 from wsld_plugin.functional import wsld_loss
@@ -115,10 +116,69 @@ def test_a_configurable_distiller_takes_it_for_mmrazors_wsld():
     (dict(ignore_index=1.5), TypeError, 'ignore_index'),
     (dict(num_classes=0), ValueError, 'num_classes'),
     (dict(num_classes='ten'), TypeError, 'num_classes'),
+    (dict(weighting='kd'), ValueError, "'uniform'.*'drop_random'.*got 'kd'"),
+    (dict(weighting=0.5), TypeError, 'weighting must be a string or a dict'),
+    (dict(weighting=dict(other=1.0)), ValueError,
+     r"keys \('regularization', 'other'\), got \('other',\)"),
+    (dict(weighting=dict(regularization=1, other=1, rest=1)), ValueError,
+     'rest'),
+    (dict(weighting=dict(regularization='1', other=1)), TypeError,
+     r"weighting\['regularization'\] must be a number, got str"),
+    (dict(weighting=dict(regularization=1, other=-1)), ValueError,
+     r"weighting\['other'\] must be finite and not negative, got -1"),
+    (dict(weighting=dict(regularization=float('inf'), other=1)), ValueError,
+     'finite'),
+    (dict(weighting='uniform', eps=1e-7), ValueError, 'eps belongs to'),
 ])
 def test_bad_settings_are_refused(settings, error, match):
     with pytest.raises(error, match=match):
         WSLDLoss(**settings)
+
+
+SCHEMES = ['uniform', 'drop_regularization', 'only_regularization',
+           'drop_random', dict(regularization=0.5, other=1.0)]
+
+
+@pytest.mark.parametrize('weighting', SCHEMES, ids=str)
+def test_a_config_chooses_the_weighting(weighting):
+    student, teacher, labels = logits((64, 10))
+    cfg = Config(dict(loss=dict(type='WSLDLoss', tau=2, loss_weight=2.5,
+                                weighting=weighting)))
+    loss = MODELS.build(cfg.loss)
+    got = []
+    for build in (lambda: loss(student, teacher, labels),
+                  lambda: pickle.loads(pickle.dumps(loss))(
+                      student, teacher, labels),
+                  lambda: wsld_loss(student, teacher, labels, 2.0, 2.5,
+                                    weighting=weighting)):
+        torch.manual_seed(3)
+        got.append(build())
+    assert got[0] == got[1] == got[2] != WSLDLoss(2, 2.5)(
+        student, teacher, labels)
+    assert f'weighting={weighting!r}' in repr(loss)
+
+
+def test_the_default_weighting_is_wsld():
+    student, teacher, labels = logits()
+    loss = WSLDLoss(tau=2, weighting='wsld')(student, teacher, labels)
+    assert loss == WSLDLoss(tau=2)(student, teacher, labels)
+    # One autograd function: the fused path.
+    assert type(loss.grad_fn).__name__ == '_FusedWSLDBackward'
+
+
+@pytest.mark.parametrize('tau,loss_weight', [(1, 1), (2, 2.5), (4, 2.25)])
+def test_uniform_is_mmrazors_distillation(tau, loss_weight):
+    from mmrazor.models.losses import KLDivergence
+    student, teacher, labels = logits((64, 100))
+    theirs = KLDivergence(tau, 'batchmean', loss_weight)(student, teacher)
+    ours = WSLDLoss(tau, loss_weight, weighting='uniform')(
+        student, teacher, labels)
+    grads = [torch.autograd.grad(x, student)[0] for x in (theirs, ours)]
+    torch.testing.assert_close(grads[1], grads[0], rtol=1e-5, atol=1e-9)
+    # Ours holds the teacher's entropy, theirs is the divergence.
+    soft = (teacher / tau).softmax(1)
+    entropy = -(soft * soft.log()).sum(1).mean() * tau**2 * loss_weight
+    assert ours.item() == pytest.approx((theirs + entropy).item(), rel=1e-5)
 
 
 def test_num_classes_is_checked_and_nothing_else():

@@ -47,7 +47,7 @@ def test_interrupted_continued_reused(tmp_path: Path) -> None:
     _, errors = process.communicate()
     assert process.returncode == 130
     assert errors.count('\n') == 1 and 'interrupted' in errors
-    mark = json.loads((teacher / 'quickstart.json').read_text())
+    mark = json.loads((teacher / 'training.json').read_text())
     assert not mark['finished']
 
     process = start(tmp_path)

@@ -1,6 +1,7 @@
-"""Datasets without download, faster loading, views to be replayed."""
+"""Datasets without download, parts and views of any, faster loading."""
 from .digits import DigitsDataset
 from .load_crop import LoadRandomResizedCrop
+from .resampled import resampled_dataset, resampled_indices
 from .views import SeededViews, ViewSampler
 
 __all__ = [
@@ -8,4 +9,6 @@ __all__ = [
     'LoadRandomResizedCrop',
     'SeededViews',
     'ViewSampler',
+    'resampled_dataset',
+    'resampled_indices',
 ]

@@ -19,7 +19,7 @@ from .inputs import (
     is_compiling,
     widen,
 )
-from .weight import wsld_weight
+from .schemes import Weighting, check_weighting, sample_weight
 
 
 def wsld_loss(student: Tensor,
@@ -30,7 +30,8 @@ def wsld_loss(student: Tensor,
               eps: float = 0.0,
               reduction: str = 'mean',
               ignore_index: int = -100,
-              num_classes: Optional[int] = None) -> Tensor:
+              num_classes: Optional[int] = None,
+              weighting: Weighting = 'wsld') -> Tensor:
     r"""Soft-label cross-entropy, each sample weighted by its WSLD weight.
 
     .. math::
@@ -41,7 +42,8 @@ def wsld_loss(student: Tensor,
     entropy, as in both published codes; gradients equal those of the
     weighted KL divergence. In eager mode value and gradient come from one
     pass that keeps a single tensor of the logits' size; ``torch.compile``
-    gets a form of the same algebra that suits a compiler.
+    gets a form of the same algebra that suits a compiler. Other schemes than
+    ``'wsld'`` are composed of torch's functions.
 
     Args:
         student: Logits ``(N, C)`` or ``(N, C, *)``, any floating dtype.
@@ -53,18 +55,21 @@ def wsld_loss(student: Tensor,
         eps: Added to the teacher's cross-entropy inside the weight, in nats.
             0 is the paper's formula; 1e-7 reproduces the published code.
         reduction: ``'mean'`` over the rows that are not ignored, ``'sum'``,
-            or ``'none'`` for ``(N, *)``.
+            or ``'none'`` for ``(N, *)``. Rows of weight 0 count.
         ignore_index: Class index of rows that do not count.
         num_classes: If given, logits with another class count are refused.
+        weighting: Which weight each row gets, see :func:`sample_weight`;
+            ``'uniform'`` is plain distillation.
 
     Returns:
         Nats times ``tau**2``, in float32 (float64 for float64 logits). A
         batch without rows that count gives 0 with zero gradient.
 
     Raises:
-        TypeError: If an argument is no tensor or has an unusable dtype.
-        ValueError: If shapes, class counts, labels or ``reduction`` are
-            wrong.
+        TypeError: If an argument has an unusable type or dtype.
+        ValueError: If shapes, class counts, labels, ``reduction`` or
+            ``weighting`` are wrong, or ``eps`` is given with another scheme
+            than ``'wsld'``.
 
     Numerics:
         Everything is computed in float32 or wider, also under autocast.
@@ -78,9 +83,14 @@ def wsld_loss(student: Tensor,
     """
     check_inputs(student, teacher, gt_labels, ignore_index, num_classes)
     check_reduction(reduction)
-    loss = compiled_wsld_loss if is_compiling() else fused_wsld_loss
+    check_weighting(weighting, eps)
     gt_labels, factor = _factor(student, teacher, gt_labels, loss_weight,
                                 reduction, ignore_index)
+    if weighting != 'wsld':
+        return _composed(student, teacher.detach(), gt_labels, factor,
+                         ignore_index, tau, eps, reduction != 'none',
+                         weighting)
+    loss = compiled_wsld_loss if is_compiling() else fused_wsld_loss
     return loss(student, teacher.detach(), gt_labels, factor, ignore_index,
                 tau, eps, reduction != 'none')
 
@@ -93,7 +103,8 @@ def wsld_loss_reference(student: Tensor,
                         eps: float = 0.0,
                         reduction: str = 'mean',
                         ignore_index: int = -100,
-                        num_classes: Optional[int] = None) -> Tensor:
+                        num_classes: Optional[int] = None,
+                        weighting: Weighting = 'wsld') -> Tensor:
     """Same loss, composed of plain differentiable torch functions.
 
     This is the formula to read, and the path to take where a custom autograd
@@ -103,10 +114,11 @@ def wsld_loss_reference(student: Tensor,
     """
     check_inputs(student, teacher, gt_labels, ignore_index, num_classes)
     check_reduction(reduction)
+    check_weighting(weighting, eps)
     gt_labels, factor = _factor(student, teacher, gt_labels, loss_weight,
                                 reduction, ignore_index)
     return _composed(student, teacher.detach(), gt_labels, factor,
-                     ignore_index, tau, eps, reduction != 'none')
+                     ignore_index, tau, eps, reduction != 'none', weighting)
 
 
 def check_reduction(reduction: str) -> None:
@@ -122,13 +134,10 @@ def check_reduction(reduction: str) -> None:
 
 def _composed(student: Tensor, teacher: Tensor, gt_labels: Tensor,
               factor: Tensor, ignore_index: int, tau: float, eps: float,
-              total: bool) -> Tensor:
-    """The formula itself; arguments of :func:`fused_wsld_loss`."""
-    if has_class_indices(gt_labels):
-        valid = gt_labels != ignore_index
-        factor = factor * valid
-        gt_labels = gt_labels.masked_fill(~valid, 0)
-    weight = wsld_weight(student, teacher, gt_labels, eps)
+              total: bool, weighting: Weighting = 'wsld') -> Tensor:
+    """The formula itself; arguments of :func:`fused_wsld_loss`, and more."""
+    weight = sample_weight(student, teacher, gt_labels, weighting, tau=tau,
+                           eps=eps, ignore_index=ignore_index)
     soft_labels = (widen(teacher) / tau).softmax(1)
     log_probs = (widen(student) / tau).log_softmax(1)
     rows = -tau**2 * weight * (soft_labels * log_probs).sum(1) * factor

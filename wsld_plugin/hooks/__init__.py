@@ -4,6 +4,7 @@ from .epoch_seed import EpochSeedHook
 from .fast_step import FastStepHook
 from .frozen_teacher import FrozenTeacherHook
 from .validate_teacher import ValidateTeacherHook
+from .wsld_monitor import WSLDMonitorHook
 
 __all__ = [
     'DistillCheckpointHook',
@@ -11,4 +12,5 @@ __all__ = [
     'FastStepHook',
     'FrozenTeacherHook',
     'ValidateTeacherHook',
+    'WSLDMonitorHook',
 ]

@@ -7,7 +7,12 @@ from typing import Optional
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from wsld_plugin.functional import check_reduction, wsld_loss
+from wsld_plugin.functional import (
+    Weighting,
+    check_reduction,
+    check_weighting,
+    wsld_loss,
+)
 
 
 @MODELS.register_module()
@@ -25,15 +30,23 @@ class WSLDLoss(nn.Module):
         eps: Added to the teacher's cross-entropy inside the weight, in nats.
             0 is the paper's formula, exact for confident teachers too; 1e-7
             reproduces the published code.
-        reduction: ``'mean'``, ``'sum'`` or ``'none'``.
+        reduction: ``'mean'``, ``'sum'`` or ``'none'``. The mean is over all
+            rows that are not ignored, rows of weight 0 among them.
         ignore_index: Class index of rows that do not count.
         num_classes: If given, logits with another class count are refused.
             Never needed.
+        weighting: ``'wsld'``, or what the paper compares it with:
+            ``'uniform'`` (plain distillation), ``'drop_regularization'``,
+            ``'only_regularization'``, ``'drop_random'``, or constant weights
+            ``dict(regularization=0.5, other=1.0)``; see
+            :func:`wsld_plugin.functional.sample_weight`.
 
     Raises:
-        TypeError: If a number is no number.
-        ValueError: If ``tau`` is not above 0, a number is not finite or
-            ``reduction`` is unknown.
+        TypeError: If a number is no number or ``weighting`` neither a name
+            nor a dict.
+        ValueError: If ``tau`` is not above 0, a number is not finite,
+            ``reduction`` or ``weighting`` is unknown, or ``eps`` is given
+            with another weighting than ``'wsld'``.
 
     Source:
         Zhou et al., ICLR 2021, arXiv 2102.00650.
@@ -52,7 +65,8 @@ class WSLDLoss(nn.Module):
                  eps: float = 0.0,
                  reduction: str = 'mean',
                  ignore_index: int = -100,
-                 num_classes: Optional[int] = None) -> None:
+                 num_classes: Optional[int] = None,
+                 weighting: Weighting = 'wsld') -> None:
         super().__init__()
         self.tau = _finite('tau', tau)
         if self.tau <= 0:
@@ -68,6 +82,10 @@ class WSLDLoss(nn.Module):
                                                 num_classes) < 1:
             raise ValueError(f'num_classes must be above 0, got {num_classes}')
         self.num_classes = num_classes
+        check_weighting(weighting, self.eps)
+        # A plain dict, because a config's own kind cannot be compiled.
+        self.weighting = (weighting if isinstance(weighting, str) else
+                          dict(weighting))
 
     def forward(self, student: Tensor, teacher: Tensor,
                 gt_labels: Tensor) -> Tensor:
@@ -88,13 +106,14 @@ class WSLDLoss(nn.Module):
         """
         return wsld_loss(student, teacher, gt_labels, self.tau,
                          self.loss_weight, self.eps, self.reduction,
-                         self.ignore_index, self.num_classes)
+                         self.ignore_index, self.num_classes, self.weighting)
 
     def extra_repr(self) -> str:
         """Hyper-parameters, for ``print(model)``."""
         return (f'tau={self.tau}, loss_weight={self.loss_weight}, '
                 f'eps={self.eps}, reduction={self.reduction!r}, '
-                f'ignore_index={self.ignore_index}')
+                f'ignore_index={self.ignore_index}, '
+                f'weighting={self.weighting!r}')
 
 
 def _finite(name: str, value: float) -> float:

@@ -1,0 +1,248 @@
+"""The decomposition of the error, and errors of its parts."""
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from wsld_plugin.functional import (
+    bias_variance,
+    bias_variance_from_mean,
+    jackknife,
+)
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import oracle
+
+
+def make(runs=5, n=20, classes=4, scale=2.0, soft=False, seed=0,
+         dtype=torch.float64):
+    """Log-probabilities of runs around a common centre, and labels."""
+    gen = torch.Generator().manual_seed(seed)
+    centre, noise = (
+        torch.randn(shape, generator=gen, dtype=torch.float64)
+        for shape in ((n, classes), (runs, n, classes)))
+    logp = (scale * (centre + noise)).to(dtype).log_softmax(-1)
+    labels = torch.randint(classes, (n, ), generator=gen)
+    if soft:
+        labels = (2 * torch.randn(
+            (n, classes), generator=gen, dtype=torch.float64)).softmax(1)
+    return logp, labels
+
+
+def total(parts):
+    return parts.noise + parts.bias + parts.distillation + parts.variance
+
+
+# ----------------------------------------------------------------- oracle
+@pytest.mark.parametrize('shape', [(5, 20, 4), (1, 7, 3), (2, 6, 2),
+                                   (3, 2, 200)])
+@pytest.mark.parametrize('soft', [False, True])
+@pytest.mark.parametrize('distilled', [False, True])
+def test_parts_match_the_oracle(shape, soft, distilled):
+    logp, labels = make(*shape, soft=soft)
+    direct = make(4, *shape[1:], seed=9)[0] if distilled else None
+    parts = bias_variance(
+        logp, labels, reference=None if direct is None else direct.mean(0))
+    targets = labels.tolist() if soft else [
+        oracle.one_hot(y, shape[2]) for y in labels.tolist()]
+    for i, y in enumerate(targets):
+        exact = oracle.decompose(
+            logp[:, i].tolist(), y,
+            None if direct is None else direct[:, i].tolist())
+        assert set(exact) == set(parts._fields)
+        for name, value in exact.items():
+            got = getattr(parts, name)[i].item()
+            assert got == pytest.approx(value, rel=1e-10, abs=1e-12), name
+
+
+@pytest.mark.parametrize('scale', [1e-6, 1e-2, 1.0, 30.0, 1e3])
+@pytest.mark.parametrize('runs', [1, 2, 7])
+@pytest.mark.parametrize('soft', [False, True])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_error_is_the_sum_of_its_parts(scale, runs, soft, dtype):
+    logp, labels = make(runs, 50, 10, scale, soft, dtype=dtype)
+    direct, _ = make(3, 50, 10, scale, seed=4, dtype=dtype)
+    own = -logp.double().log_softmax(-1)
+    y = labels if soft else F.one_hot(labels, 10).double()
+    error = (y * own).sum(-1).mean(0)
+    for reference in (None, direct.mean(0)):
+        parts = bias_variance(logp, labels, reference=reference)
+        for part in parts:
+            assert part.shape == (50, ) and part.dtype == torch.float64
+        torch.testing.assert_close(
+            parts.error, error, rtol=1e-13, atol=1e-13)
+        torch.testing.assert_close(
+            total(parts), parts.error, rtol=0, atol=1e-10)
+        for part in (parts.noise, parts.bias, parts.variance):
+            assert (part >= 0).all()
+
+
+def test_the_bias_with_a_reference_is_that_of_direct_training():
+    logp, labels = make()
+    direct, _ = make(3, seed=4)
+    alone = bias_variance(direct, labels)
+    parts = bias_variance(logp, labels, reference=direct.mean(0))
+    torch.testing.assert_close(parts.bias, alone.bias)
+    own = bias_variance(logp, labels)
+    torch.testing.assert_close(parts.bias + parts.distillation, own.bias)
+    torch.testing.assert_close(parts.variance, own.variance)
+    assert (parts.distillation < 0).any() and (parts.distillation > 0).any()
+    same = bias_variance(direct, labels, reference=direct.mean(0))
+    torch.testing.assert_close(
+        same.distillation, torch.zeros_like(same.error), rtol=0, atol=1e-13)
+
+
+# ----------------------------------------------------------- closed forms
+def test_two_opposite_runs_by_hand():
+    logp = torch.tensor([[[0.8, 0.2]], [[0.2, 0.8]]]).double().log()
+    parts = bias_variance(logp, torch.tensor([1]))
+    # The mean is (1/2, 1/2); KL from it to either run is ln(1 / 0.8).
+    assert [p.item() for p in parts] == pytest.approx(
+        [-math.log(0.4), 0, math.log(2), -math.log(0.8), 0], abs=1e-15)
+    soft = bias_variance(logp, torch.tensor([[0.5, 0.5]]))
+    assert [p.item() for p in soft] == pytest.approx(
+        [-math.log(0.4), math.log(2), 0, -math.log(0.8), 0], abs=1e-15)
+
+
+@pytest.mark.parametrize('runs', [1, 3])
+def test_runs_that_agree_have_no_variance(runs):
+    logp, labels = make(1)
+    parts = bias_variance(logp.expand(runs, -1, -1), labels)
+    assert parts.variance.max() < 1e-14
+    torch.testing.assert_close(
+        parts.bias, F.nll_loss(logp[0], labels, reduction='none'))
+
+
+def test_a_perfect_mean_has_no_bias():
+    logp, _ = make(soft=True)
+    mean = logp.mean(0).softmax(-1)
+    parts = bias_variance(logp, mean)
+    assert parts.bias.max() < 1e-14 and parts.variance.min() > 1e-3
+
+
+# ------------------------------------------------------------- properties
+def test_logits_are_normalised():
+    logp, labels = make(scale=1.0)
+    shift = torch.randn(5, 20, 1, dtype=torch.float64)
+    for got, exact in zip(bias_variance(logp + shift, labels),
+                          bias_variance(logp, labels)):
+        torch.testing.assert_close(got, exact)
+
+
+def test_samples_and_runs_can_be_streamed():
+    logp, labels = make()
+    direct, _ = make(3, seed=4)
+    reference = direct.mean(0)
+    whole = bias_variance(logp, labels, reference=reference)
+    halves = [
+        bias_variance(logp[:, part], labels[part], reference=reference[part])
+        for part in (slice(0, 7), slice(7, None))
+    ]
+    running = torch.zeros_like(logp[0])
+    for run in logp:
+        running += run
+    from_mean = bias_variance_from_mean(
+        running / len(logp), labels, reference=reference)
+    for name in whole._fields:
+        exact = getattr(whole, name)
+        torch.testing.assert_close(
+            torch.cat([getattr(half, name) for half in halves]), exact)
+        torch.testing.assert_close(getattr(from_mean, name), exact)
+
+
+# -------------------------------------------------------------- jackknife
+def test_jackknife_of_a_mean_is_the_usual_error():
+    x = make(7, 3, 2)[0].flatten(1)
+    mean, error = jackknife(lambda kept: x[kept].mean(0), 7)
+    torch.testing.assert_close(mean, x.mean(0))
+    torch.testing.assert_close(error, x.std(0) / math.sqrt(7))
+
+
+def test_jackknife_makes_the_plug_in_variance_unbiased():
+    x = make(6, 3, 2)[0].flatten(1)
+    mean, _ = jackknife(lambda kept: x[kept].var(0, unbiased=False), 6)
+    torch.testing.assert_close(mean, x.var(0))
+
+
+def test_jackknife_of_a_constant_is_certain():
+    mean, error = jackknife(lambda kept: torch.tensor([0.1, 7.0]), 5)
+    assert mean.tolist() == torch.tensor([0.1, 7.0]).double().tolist()
+    assert error.tolist() == [0.0, 0.0]
+
+
+def test_jackknife_frees_the_parts_of_their_bias():
+    # 400 experiments of 4 runs each, against 1600 runs taken as all.
+    runs, classes = 1600, 3
+    logp, _ = make(runs, 1, classes, 0.7, seed=2)
+    label = torch.tensor([1])
+    truth = bias_variance(logp, label)
+    groups = logp.view(400, 4, classes).transpose(0, 1)
+    labels = label.expand(400)
+
+    def parts(kept):
+        return torch.stack(bias_variance(groups[kept], labels))
+
+    plug_in = parts(list(range(4))).mean(1)
+    mean, error = jackknife(parts, 4)
+    mean, spread = mean.mean(1), mean.std(1) / math.sqrt(400)
+    names = truth._fields
+    i, exact = names.index('variance'), truth.variance.item()
+    # Four runs show three quarters of the variance.
+    assert plug_in[i].item() == pytest.approx(0.75 * exact, rel=0.05)
+    assert exact - plug_in[i] > 5 * spread[i]
+    assert abs(mean[i] - exact) < 3 * spread[i]
+    # The corrected parts add up to the error, which needs no correction,
+    # so the bias is freed of the same amount.
+    assert mean[names.index('error')].item() == pytest.approx(
+        truth.error.item(), rel=1e-12)
+    assert mean[1:].sum().item() == pytest.approx(mean[0].item(), rel=1e-12)
+    # The errors given are those the experiments show.
+    seen = jackknife(parts, 4).mean.std(1)
+    given = error.square().mean(1).sqrt()
+    for i in (names.index('error'), names.index('variance')):
+        assert 0.7 < given[i] / seen[i] < 1.5
+
+
+# ----------------------------------------------------------------- errors
+@pytest.mark.parametrize('change,error,match', [
+    (dict(logp=[[0.0]]), TypeError, 'logp must be a tensor, got list'),
+    (dict(logp=torch.zeros(2, 3, 4).long()), TypeError, 'logp.*int64'),
+    (dict(logp=torch.zeros(3, 4)), ValueError,
+     r'logp must have shape \(runs, N, C\), got \(3, 4\)'),
+    (dict(logp=torch.zeros(0, 3, 4)), ValueError, 'at least one run'),
+    (dict(logp=torch.zeros(2, 3, 4).log()), ValueError, 'finite.*log_soft'),
+    (dict(gt_labels=[0, 1, 2]), TypeError, 'gt_labels must be a tensor'),
+    (dict(gt_labels=torch.zeros(3).bool()), TypeError, 'bool'),
+    (dict(gt_labels=torch.zeros(3)), ValueError, r'shape \(3, 4\)'),
+    (dict(gt_labels=torch.zeros(4).long()), ValueError, r'shape \(3,\)'),
+    (dict(gt_labels=torch.tensor([0, 4, 1])), ValueError, 'got 4'),
+    (dict(gt_labels=torch.tensor([0, -1, 1])), ValueError, 'got -1'),
+    (dict(gt_labels=torch.full((3, 4), 0.3)), ValueError, 'add up to 1'),
+    (dict(gt_labels=torch.tensor([[2.0, -1, 0, 0]] * 3)), ValueError,
+     'not negative'),
+    (dict(reference=torch.zeros(3, 5)), ValueError,
+     r'reference must have shape \(3, 4\), got \(3, 5\)'),
+    (dict(reference=torch.zeros(1, 3, 4)), ValueError, r'\(N, C\)'),
+    (dict(reference=torch.full((3, 4), math.nan)), ValueError,
+     'reference must be finite'),
+])
+def test_bad_input_is_refused(change, error, match):
+    good = dict(logp=torch.zeros(2, 3, 4), gt_labels=torch.tensor([0, 1, 3]))
+    bias_variance(**good)
+    with pytest.raises(error, match=match):
+        bias_variance(**{**good, **change})
+
+
+def test_a_mean_of_logits_is_refused():
+    with pytest.raises(ValueError, match='mean of normalised'):
+        bias_variance_from_mean(torch.zeros(2, 3), torch.tensor([0, 1]))
+
+
+def test_one_run_has_no_jackknife_error():
+    with pytest.raises(ValueError, match='runs must be at least 2, got 1'):
+        jackknife(lambda kept: torch.zeros(()), 1)

@@ -1,0 +1,307 @@
+"""Run tools/train.py several times: side by side, resumed, never repeated."""
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any
+
+from environment import ROOT
+from mmengine.config import Config
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+from wsld_plugin import __version__
+from wsld_plugin.analysis import History, read_history
+
+# Trainings of students that run side by side: small networks leave cores of
+# one process idle.
+SIDE_BY_SIDE = 2
+MOST_THREADS = 8
+
+
+class TrainingError(RuntimeError):
+    """A training ended with an error; one line says which and why."""
+
+
+@dataclass(frozen=True, eq=False)
+class Training:
+    """One run of tools/train.py, told apart by its folder.
+
+    Attributes:
+        config: Config file.
+        work_dir: Folder for checkpoints and logs, the run's own.
+        seed: Seed of the run.
+        options: Further overrides of the config, by dotted key.
+        teacher: Checkpoint that the run distils from.
+    """
+
+    config: Path
+    work_dir: Path
+    seed: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+    teacher: Path | None = None
+
+    @cached_property
+    def cfg(self) -> Config:
+        """The config with its overrides."""
+        cfg = Config.fromfile(self.config)
+        cfg.merge_from_dict({'randomness.seed': self.seed, **self.options})
+        return cfg
+
+    @property
+    def epochs(self) -> int:
+        """Length of the training."""
+        return int(self.cfg.train_cfg.max_epochs)
+
+    @property
+    def checkpoint(self) -> Path:
+        """The last epoch's checkpoint."""
+        return self.work_dir / f'epoch_{self.epochs}.pth'
+
+    @property
+    def log(self) -> Path:
+        """Everything that the training prints."""
+        return self.work_dir / 'train.log'
+
+    @property
+    def finished(self) -> bool:
+        """Whether this training, and no other, is complete in its folder."""
+        mark = self._mark
+        return (mark.get('training') == self._digest
+                and mark.get('finished', False) and self.checkpoint.exists())
+
+    @property
+    def occupied(self) -> bool:
+        """Whether the folder holds a training that is not this one."""
+        held = self._mark.get('training')
+        return held != self._digest and (
+            held is not None or any(self.work_dir.glob('*.pth')))
+
+    def start(self, threads: int) -> subprocess.Popen:
+        """Start, or go on after the last epoch of an interrupted run.
+
+        Raises:
+            TrainingError: If another process is at it, such as one that was
+                left behind when this program was killed.
+        """
+        self.work_dir.mkdir(parents=True, exist_ok=True)
+        overrides = {'randomness.seed': self.seed, **self.options}
+        if self.teacher is not None:
+            overrides['model.teacher_ckpt'] = self.teacher
+        with self.log.open('a') as log:
+            # The process inherits the lock and holds it until its end.
+            if not _lock(log):
+                raise TrainingError(f'{short(self.work_dir)} is being '
+                                    'trained by another process')
+            if self._mark.get('training') != self._digest:
+                self._discard()
+                log.truncate(0)
+            self._write_mark(finished=False)
+            return subprocess.Popen(
+                [
+                    sys.executable,
+                    str(ROOT / 'tools' / 'train.py'),
+                    str(self.config), '--work-dir',
+                    str(self.work_dir), '--resume', '--cfg-options',
+                    *(f'{key}={value}' for key, value in overrides.items())
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={
+                    **os.environ,
+                    'OMP_NUM_THREADS': str(threads),
+                    'MKL_NUM_THREADS': str(threads),
+                    # Threads that spin while they wait slow a busy machine
+                    # down several times.
+                    'OMP_WAIT_POLICY': 'PASSIVE',
+                })
+
+    def finish(self) -> None:
+        """Note that the run is complete; keep its last checkpoint only."""
+        for path in self.work_dir.glob('epoch_*.pth'):
+            if path != self.checkpoint:
+                path.unlink()
+        self._write_mark(finished=True)
+
+    def history(self) -> History:
+        """What mmengine logged so far."""
+        return read_history(self.work_dir)
+
+    @cached_property
+    def _digest(self) -> str:
+        """Identifies everything that the result depends on."""
+        digest = hashlib.sha256(
+            f'{__version__}\n{self.cfg.pretty_text}'.encode())
+        if self.teacher is not None:
+            digest.update(self.teacher.read_bytes())
+        return digest.hexdigest()
+
+    @property
+    def _mark_file(self) -> Path:
+        return self.work_dir / 'training.json'
+
+    @property
+    def _mark(self) -> dict[str, Any]:
+        try:
+            return json.loads(self._mark_file.read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return {}
+
+    def _write_mark(self, *, finished: bool) -> None:
+        part = self._mark_file.with_suffix('.part')
+        part.write_text(
+            json.dumps({
+                'training': self._digest,
+                'finished': finished
+            }))
+        part.replace(self._mark_file)
+
+    def _discard(self) -> None:
+        """Remove what another training left and this one might mistake."""
+        for pattern in ('epoch_*.pth', 'last_checkpoint', '*.npy'):
+            for path in self.work_dir.glob(pattern):
+                path.unlink()
+        for path in self.work_dir.glob('*/vis_data'):
+            shutil.rmtree(path.parent)
+
+
+def train(trainings: Sequence[Training],
+          console: Console,
+          side_by_side: int,
+          before_finish: Callable[[Training], None] | None = None) -> None:
+    """Run the trainings that are not finished, a few at a time.
+
+    Args:
+        trainings: In the order of their start.
+        console: Where to print; shows bars if it is a terminal.
+        side_by_side: How many run at once at most.
+        before_finish: Called for each training that has ended, while its
+            checkpoints of all epochs are there. If the program is killed
+            within, it is called again the next time.
+
+    Raises:
+        TrainingError: If a training fails; the others are stopped, and go on
+            from their last epoch the next time.
+    """
+    for training in trainings:
+        if training.finished:
+            console.print(
+                f'Reused   {short(training.work_dir)}', soft_wrap=True)
+    waiting = [
+        training for training in trainings if not training.finished
+    ]
+    side_by_side = min(side_by_side, len(waiting))
+    threads = max(1, min(MOST_THREADS, _cores() // max(1, side_by_side)))
+    running: dict[Training, tuple[subprocess.Popen, Any, float]] = {}
+    progress = Progress(
+        TextColumn('{task.description}'),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn('epochs, val {task.fields[accuracy]}%'),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal)
+    try:
+        with progress:
+            while waiting or running:
+                while waiting and len(running) < side_by_side:
+                    training = waiting.pop(0)
+                    if not console.is_terminal:
+                        console.print(
+                            f'Training {short(training.work_dir)}',
+                            soft_wrap=True)
+                    task = progress.add_task(
+                        f'Training {short(training.work_dir)}',
+                        total=training.epochs,
+                        accuracy='-')
+                    running[training] = (training.start(threads), task,
+                                         time.monotonic())
+                time.sleep(0.2)
+                for training, (process, task, began) in list(running.items()):
+                    history = training.history()
+                    progress.update(
+                        task,
+                        completed=max(history.steps, default=0),
+                        accuracy=_last_accuracy(history))
+                    code = process.poll()
+                    if code is None:
+                        continue
+                    del running[training]
+                    if code != 0:
+                        raise TrainingError(_failure(training, code))
+                    if before_finish is not None:
+                        before_finish(training)
+                    training.finish()
+                    progress.remove_task(task)
+                    progress.console.print(
+                        f'Trained  {short(training.work_dir)}: val '
+                        f'{_last_accuracy(training.history())}% after '
+                        f'{training.epochs} epochs, '
+                        f'{duration(time.monotonic() - began)}',
+                        soft_wrap=True)
+    finally:
+        for process, _, _ in running.values():
+            process.terminate()
+        for process, _, _ in running.values():
+            process.wait()
+
+
+def short(path: Path) -> str:
+    """Path as seen from the repository, where it is inside."""
+    return str(path.relative_to(ROOT) if ROOT in path.parents else path)
+
+
+def duration(seconds: float) -> str:
+    """Minutes and seconds, to read."""
+    return f'{seconds // 60:.0f} min {seconds % 60:.0f} s'
+
+
+def _last_accuracy(history: History) -> str:
+    accuracies = history.validation('accuracy/top1')
+    return f'{accuracies[max(accuracies)]:.1f}' if accuracies else '-'
+
+
+def _failure(training: Training, code: int) -> str:
+    lines = training.log.read_text(errors='replace').split('\n')
+    last = next((line for line in reversed(lines) if line.strip()), '')
+    return (f'{short(training.work_dir)} ended with exit code {code} '
+            f'({last.strip()}), see {short(training.log)}')
+
+
+def _lock(file: IO) -> bool:
+    """Lock a file; False if it is locked already."""
+    # Not on Windows, where the rest of the package can be imported.
+    import fcntl
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        # Some network file systems cannot.
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+    return True
+
+
+def _cores() -> int:
+    if hasattr(os, 'sched_getaffinity'):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

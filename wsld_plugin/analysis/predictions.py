@@ -1,0 +1,174 @@
+"""What networks predict on a split, by the config's own pipeline."""
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.device import get_device
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import Runner
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from ..checkpoints import (
+    load_strictly,
+    load_weights,
+    student_model,
+    student_weights,
+)
+from .errors import AnalysisError
+
+SPLITS = ('train', 'val', 'test')
+
+
+def evaluation_loader(cfg: Config, split: str) -> DataLoader:
+    """Loader of a split, in order, as the config's validation reads it.
+
+    Args:
+        cfg: Config of a training.
+        split: ``'train'``, ``'val'`` or ``'test'``. The samples of ``train``
+            go through the pipeline of ``val``, without augmentation.
+
+    Returns:
+        The validation's loader over the samples of the split.
+
+    Raises:
+        AnalysisError: If ``split`` is none of these, or the config has no such
+            loader or none for ``val``.
+    """
+    if split not in SPLITS:
+        raise AnalysisError(
+            f'split must be one of {", ".join(SPLITS)}, got {split!r}')
+    for name in {'val', split}:
+        if not cfg.get(f'{name}_dataloader'):
+            raise AnalysisError(f'the config has no {name}_dataloader')
+    loader = deepcopy(cfg.val_dataloader)
+    pipeline = next(_leaves(loader.dataset)).get('pipeline', [])
+    loader.dataset = deepcopy(cfg[f'{split}_dataloader'].dataset)
+    for leaf in _leaves(loader.dataset):
+        leaf.pipeline = deepcopy(pipeline)
+    loader.pop('batch_sampler', None)
+    loader.update(
+        sampler=dict(type='DefaultSampler', shuffle=False),
+        drop_last=False,
+        persistent_workers=False)
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+        return Runner.build_dataloader(loader)
+
+
+def student_network(cfg: Config, checkpoint: dict[str, Any],
+                    source: str) -> nn.Module:
+    """The student of a config with a checkpoint's weights, to be evaluated.
+
+    Args:
+        cfg: Config of a distillation or of a classifier.
+        checkpoint: As :func:`wsld_plugin.checkpoints.read_checkpoint` gives
+            it, of a distiller or of the student.
+        source: Where it came from, for the error message.
+
+    Returns:
+        The network on the device that training would use.
+
+    Raises:
+        CheckpointMismatchError: If the weights do not fit.
+    """
+    network = _build(cfg, student_model(cfg.model))
+    load_weights(network, student_weights(checkpoint['state_dict'], source),
+                 source)
+    return network
+
+
+def teacher_network(cfg: Config, checkpoint: dict[str, Any],
+                    source: str) -> nn.Module:
+    """The frozen teacher of a distillation's config, to be evaluated.
+
+    Its normalisation uses the statistics of its own training, whatever
+    ``teacher_norm_eval`` says of the distillation, so that a prediction does
+    not depend on what else is in the batch.
+
+    Args:
+        cfg: Config of a distillation; the weights are those of its
+            ``model.teacher_ckpt``.
+        checkpoint: Of the distillation; has the weights where there is no
+            ``teacher_ckpt``.
+        source: Where the checkpoint came from, for the error message.
+
+    Returns:
+        The network on the device that training would use.
+
+    Raises:
+        CheckpointMismatchError: If the weights do not fit.
+        AnalysisError: If the config has no teacher that stays as it is.
+    """
+    if 'teacher' not in cfg.model:
+        raise AnalysisError('the config has no model.teacher')
+    if cfg.model.get('teacher_trainable'):
+        raise AnalysisError('model.teacher_trainable is True: a teacher that '
+                         'learns is not one and the same at all checkpoints')
+    network = _build(cfg, student_model(dict(architecture=cfg.model.teacher)))
+    if cfg.model.get('teacher_ckpt'):
+        load_strictly(network, cfg.model.teacher_ckpt, 'model.teacher_ckpt')
+        return network
+    weights = {
+        key[len('teacher.'):]: value
+        for key, value in checkpoint['state_dict'].items()
+        if key.startswith('teacher.')
+    }
+    if not weights:
+        raise AnalysisError('model.teacher_ckpt is not set, and there is no '
+                         f'teacher in {source}')
+    load_weights(network, weights, source)
+    return network
+
+
+@torch.no_grad()
+def logits(networks: Sequence[nn.Module],
+           batches: Iterable[Any]) -> Iterator[tuple[list[Tensor], Tensor]]:
+    """Run networks over batches.
+
+    Args:
+        networks: As this module builds them. All see the pictures that the
+            first one's preprocessor makes, as a teacher sees the student's.
+        batches: A loader, or something that counts as it passes them on.
+
+    Yields:
+        For each batch the logits ``(N, C)`` of each network and the labels
+        ``(N,)``, all on the CPU.
+
+    Raises:
+        AnalysisError: If a network gives no logits of this shape.
+    """
+    for batch in batches:
+        preprocess: Any = networks[0].data_preprocessor
+        data = preprocess(batch, False)
+        outputs = []
+        for network in networks:
+            output = network(data['inputs'], mode='tensor')
+            if not isinstance(output, Tensor) or output.dim() != 2:
+                raise AnalysisError(
+                    'the networks must give logits of shape (N, C), got '
+                    f'{tuple(getattr(output, "shape", [type(output)]))}')
+            outputs.append(output.cpu())
+        labels = torch.cat(
+            [sample.gt_label.cpu() for sample in data['data_samples']])
+        yield outputs, labels
+
+
+def _build(cfg: Config, model: dict[str, Any]) -> nn.Module:
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+        network = MODELS.build(model)
+    return network.to(get_device()).eval()
+
+
+def _leaves(dataset: ConfigDict) -> Iterator[ConfigDict]:
+    """Data sets that are inside of wrappers, or the data set itself."""
+    if 'dataset' in dataset:
+        yield from _leaves(dataset.dataset)
+    elif 'datasets' in dataset:
+        for part in dataset.datasets:
+            yield from _leaves(part)
+    else:
+        yield dataset

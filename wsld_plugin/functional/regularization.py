@@ -1,0 +1,167 @@
+"""Which samples a soft label regularizes rather than teaches."""
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .inputs import check_inputs, has_class_indices, widen
+
+RULES = ('magnitude', 'sign')
+
+
+def label_gradients(student: Tensor,
+                    teacher: Tensor,
+                    gt_labels: Tensor,
+                    *,
+                    tau: float,
+                    ignore_index: int = -100) -> tuple[Tensor, Tensor]:
+    r"""Derivatives of bias and variance by each sample's label logit.
+
+    With :math:`L_{ce}` at temperature 1, the soft-label loss
+    :math:`L_{kd} = -\tau^2 \sum_k p^t_k \log p^s_k` at temperature
+    :math:`\tau` and the label's logit :math:`s_y` of the student,
+
+    .. math::
+        a = \partial L_{ce} / \partial s_y = p(s)_y - 1, \quad
+        b = \partial (L_{kd} - L_{ce}) / \partial s_y
+          = \tau (p(s/\tau)_y - p(t/\tau)_y) - a.
+
+    The paper takes the first loss to lower the bias and the difference
+    the variance. For class probabilities y both are the derivatives along
+    the label, :math:`\sum_k y_k \, \partial L / \partial s_k`, which is the
+    same for one-hot labels.
+
+    Args:
+        student: Logits ``(N, C)`` or ``(N, C, *)``, any floating dtype.
+        teacher: Logits of the same shape.
+        gt_labels: Class indices ``(N, *)`` of an integer dtype, or class
+            probabilities shaped like the logits.
+        tau: Temperature of the soft-label loss, above 0.
+        ignore_index: Class index of positions that do not count.
+
+    Returns:
+        ``a`` and ``b``, each ``(N, *)`` in float32 (float64 for float64
+        logits), without gradient; 0 at positions that do not count.
+
+    Raises:
+        TypeError: If an argument is no tensor or has an unusable dtype.
+        ValueError: If shapes, class counts, labels or ``tau`` are wrong.
+
+    Numerics:
+        ``p - 1`` and the difference of two probabilities are taken from
+        log-odds, so they keep their digits for confident networks. In
+        float32 both underflow to 0 beyond a margin of about 87 nats.
+
+    Source:
+        arXiv 2102.00650, its test for regularization samples.
+
+    Example:
+        >>> import torch
+        >>> student, teacher = torch.zeros(1, 2), torch.zeros(1, 2)
+        >>> label_gradients(student, teacher, torch.tensor([1]), tau=2.0)
+        (tensor([-0.5000]), tensor([0.5000]))
+    """
+    a, g = _gradients(student, teacher, gt_labels, tau, ignore_index)
+    return a, g - a
+
+
+def regularization_samples(student: Tensor,
+                           teacher: Tensor,
+                           gt_labels: Tensor,
+                           *,
+                           tau: float,
+                           rule: str = 'magnitude',
+                           ignore_index: int = -100) -> Tensor:
+    """Whether the variance part of distillation dominates each sample.
+
+    Args:
+        student: Logits ``(N, C)`` or ``(N, C, *)``, any floating dtype.
+        teacher: Logits of the same shape.
+        gt_labels: Class indices ``(N, *)`` of an integer dtype, or class
+            probabilities shaped like the logits.
+        tau: Temperature of the soft-label loss, above 0.
+        rule: ``'magnitude'`` compares ``|b| > |a|`` of
+            :func:`label_gradients`, ``'sign'`` the signed ``b > a``, which
+            holds for most samples and tells little.
+        ignore_index: Class index of positions that do not count.
+
+    Returns:
+        Booleans ``(N, *)``; False at positions that do not count, and where
+        both derivatives underflow to 0.
+
+    Raises:
+        TypeError: If an argument is no tensor or has an unusable dtype.
+        ValueError: If shapes, class counts, labels, ``tau`` or ``rule`` are
+            wrong.
+
+    Source:
+        arXiv 2102.00650, its test for regularization samples.
+
+    Example:
+        >>> import torch
+        >>> student = torch.tensor([[0.0, 0.0], [0.0, 0.0]])
+        >>> teacher = torch.tensor([[0.0, 4.0], [4.0, 0.0]])
+        >>> labels = torch.tensor([0, 0])  # the first teacher is wrong
+        >>> regularization_samples(student, teacher, labels, tau=2.0)
+        tensor([ True, False])
+    """
+    if rule not in RULES:
+        raise ValueError(f'rule must be one of {RULES}, got {rule!r}')
+    a, g = _gradients(student, teacher, gt_labels, tau, ignore_index)
+    # With b = g - a written out, a g far below a does not round away.
+    twice = 2 * a
+    if rule == 'sign':
+        return g > twice
+    return (g > twice.clamp(min=0)) | (g < twice.clamp(max=0))
+
+
+@torch.no_grad()
+def _gradients(student: Tensor, teacher: Tensor, gt_labels: Tensor,
+               tau: float, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """``a`` and ``dL_kd/ds_y``, both 0 at positions that do not count."""
+    check_inputs(student, teacher, gt_labels, ignore_index)
+    if not tau > 0:
+        raise ValueError(f'tau must be above 0, got {tau}')
+    s, t = widen(student), widen(teacher)
+    if not has_class_indices(gt_labels):
+        y = gt_labels.to(s.dtype)
+        mass = y.sum(1, keepdim=True)
+        wrong = _odds_against(s).sigmoid()
+        # p * mass - y, which is -wrong where a one-hot label is 1.
+        a = (y * (mass - y - mass * wrong)).sum(1)
+        gap = _probability_gap(_odds_against(s / tau), _odds_against(t / tau))
+        return a, (y * gap).sum(1) * tau
+    ignored = gt_labels == ignore_index
+    index = gt_labels.long().masked_fill(ignored, 0).unsqueeze(1)
+    a = -_odds_against_class(s, index).sigmoid()
+    gap = _probability_gap(_odds_against_class(s / tau, index),
+                           _odds_against_class(t / tau, index))
+    a, g = a.squeeze(1), gap.squeeze(1) * tau
+    return a.masked_fill(ignored, 0.0), g.masked_fill(ignored, 0.0)
+
+
+def _odds_against_class(logits: Tensor, index: Tensor) -> Tensor:
+    """``log((1 - p) / p)`` of the classes ``index``, both ``(N, 1, *)``."""
+    others = logits.scatter(1, index, float('-inf')).logsumexp(1, True)
+    return others - logits.gather(1, index)
+
+
+def _odds_against(logits: Tensor) -> Tensor:
+    """``log((1 - p) / p)`` of every class, ``(N, C, *)``."""
+    log_probs = logits.log_softmax(1)
+    # Only the likeliest class can have a p whose 1 - p cancels.
+    top = logits.argmax(1, keepdim=True)
+    odds = torch.log1p(-log_probs.exp()) - log_probs
+    return odds.scatter(1, top, _odds_against_class(logits, top))
+
+
+def _probability_gap(odds_s: Tensor, odds_t: Tensor) -> Tensor:
+    """``p_s - p_t`` from the log-odds against each."""
+    # As a product nothing cancels, whether both are near 0 or near 1.
+    low, high = torch.minimum(odds_s, odds_t), torch.maximum(odds_s, odds_t)
+    log_gap = F.logsigmoid(-low) + F.logsigmoid(high)
+    gap = log_gap.exp() * -torch.expm1(low - high)
+    # Equal odds may be infinite (a single class).
+    gap = gap.masked_fill(low == high, 0.0)
+    return torch.where(odds_s < odds_t, gap, -gap)

@@ -1,0 +1,261 @@
+"""What the weights of the soft labels do while a student trains."""
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Callable, Iterator
+from functools import wraps
+from typing import Any
+
+import torch
+from mmengine.dist import all_reduce
+from mmengine.hooks import Hook, LoggerHook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from torch import Tensor
+
+from ..functional import (
+    log_cross_entropy,
+    regularization_samples,
+    wsld_weight,
+)
+from ..losses import WSLDLoss
+
+# In the order of the rows in _block_sums.
+_MEANS = ('weight_mean', 'regularization_ratio', 'ce_student', 'ce_teacher',
+          'top1_student', 'top1_teacher', 'agreement')
+_QUANTILES = {'weight_p05': 0.05, 'weight_p50': 0.5, 'weight_p95': 0.95}
+_NAMES = (*_MEANS, *_QUANTILES)
+# The weights are counted in this many steps from 0 to 1, because counts of
+# batches and of ranks add up and quantiles do not.
+_STEPS = 1000
+# Logits looked at in one go: what it takes in memory stays small however
+# large the pictures are.
+_BLOCK = 2**20
+
+
+@HOOKS.register_module()
+class WSLDMonitorHook(Hook):
+    """Log what each ``WSLDLoss`` of the model sees, as ``wsld/...``.
+
+    Over the batch of each iteration that mmengine's ``LoggerHook`` writes:
+
+    - ``weight_mean`` and ``weight_p05``, ``weight_p50``, ``weight_p95``: mean
+      of :func:`wsld_plugin.functional.wsld_weight` and its quantiles, these
+      to 0.001.
+    - ``regularization_ratio``: share of regularization samples, in [0, 1],
+      by magnitude, at the loss's ``tau``.
+    - ``ce_student``, ``ce_teacher``: cross-entropies at temperature 1 with
+      the labels, in nats.
+    - ``top1_student``, ``top1_teacher``: accuracy in percent. A class
+      probability counts as the label of its largest class.
+    - ``agreement``: share of equal top-1 classes, in [0, 1].
+
+    Positions of dense predictions are counted one by one, ignored ones not
+    at all. The ranks are added up once per line of the log. With gradient
+    accumulation the last ``accumulative_counts`` iterations count together,
+    which is as much as an optimizer step takes. Several losses are told
+    apart by their names in the model, as ``wsld/<name>/...``, less the word
+    "loss", which mmengine would treat as part of an objective. A loss that
+    was not called, or whose labels are all ignored, is missing from the line.
+
+    The training is left as it is, to the bit. Iterations that count for no
+    line of the log cost nothing; raise ``LoggerHook.interval`` to look less
+    often.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        """Find the losses and the hooks that decide when to look."""
+        model: Any = runner.model
+        if is_model_wrapper(model):
+            model = model.module
+        losses = {
+            path: module
+            for path, module in model.named_modules()
+            if isinstance(module, WSLDLoss)
+        }
+        if not losses:
+            runner.logger.warning(
+                'WSLDMonitorHook has nothing to log: the model has no '
+                'WSLDLoss.')
+        self._losses = dict(zip(_prefixes(list(losses)), losses.values()))
+        self._loggers = [
+            hook for hook in runner.hooks if isinstance(hook, LoggerHook)
+        ]
+        # Sums of the iterations that make an optimizer step.
+        self._recent: deque[dict[str, Tensor]] = deque(
+            maxlen=getattr(runner.optim_wrapper, '_accumulative_counts', 1))
+        self._release: list[Callable[[], None]] = []
+        self._look: Callable[..., None] = self._add_up
+        if hasattr(getattr(torch, 'compiler', None), 'disable'):
+            self._look = torch.compiler.disable(self._add_up)
+
+    def before_train_iter(self,
+                          runner: Runner,
+                          batch_idx: int,
+                          data_batch: Any = None) -> None:
+        """Watch the losses if this iteration counts for a line of the log."""
+        self._recent.append({})
+        if any(
+                self._is_logged(runner, batch_idx + ahead)
+                for ahead in range(self._recent.maxlen or 1)):
+            for prefix, loss in self._losses.items():
+                self._watch(prefix, loss)
+
+    def after_train_iter(self,
+                         runner: Runner,
+                         batch_idx: int,
+                         data_batch: Any = None,
+                         outputs: dict[str, Any] | None = None) -> None:
+        """Stop watching; hand over what will be logged."""
+        while self._release:
+            self._release.pop()()
+        if self._losses and self._is_logged(runner, batch_idx):
+            self._publish(runner)
+
+    def _is_logged(self, runner: Runner, batch_idx: int) -> bool:
+        """Whether a LoggerHook writes a line after this iteration."""
+        loader = runner.train_dataloader
+        return any(
+            hook.every_n_inner_iters(batch_idx, hook.interval) or
+            (hook.end_of_epoch(loader, batch_idx) and
+             (not hook.ignore_last or len(loader) <= hook.interval))
+            for hook in self._loggers)
+
+    def _watch(self, prefix: str, loss: WSLDLoss) -> None:
+        """Look at the inputs of a loss until ``_release`` is called.
+
+        Not by a forward hook: before torch 2.0 it is not given arguments
+        passed by keyword, and compiled code takes no notice of a new one.
+        """
+        forward = loss.forward
+
+        @wraps(forward)
+        def look_too(*args: Any, **kwargs: Any) -> Tensor:
+            value = forward(*args, **kwargs)
+            self._look(prefix, loss, *args, **kwargs)
+            return value
+
+        if 'forward' in vars(loss):
+            self._release.append(lambda: setattr(loss, 'forward', forward))
+        else:
+            self._release.append(lambda: delattr(loss, 'forward'))
+        loss.forward = look_too  # type: ignore[method-assign]
+
+    def _add_up(self, prefix: str, loss: WSLDLoss, student: Tensor,
+                teacher: Tensor, gt_labels: Tensor) -> None:
+        sums = _sums(student, teacher, gt_labels, loss)
+        iteration = self._recent[-1]
+        # A loss may be called more than once in an iteration.
+        if prefix in iteration:
+            sums = sums + iteration[prefix]
+        iteration[prefix] = sums
+
+    def _publish(self, runner: Runner) -> None:
+        """Add up the ranks and update the message hub."""
+        table = torch.zeros(
+            len(self._losses),
+            len(_MEANS) + 1 + _STEPS + 1,
+            dtype=torch.float64)
+        for iteration in self._recent:
+            for row, prefix in zip(table, self._losses):
+                if prefix in iteration:
+                    row += iteration[prefix].cpu()
+        all_reduce(table)
+        hub = runner.message_hub
+        for row, prefix in zip(table, self._losses):
+            keys = [f'train/{prefix}/{name}' for name in _NAMES]
+            values = _statistics(row)
+            for key, value in zip(keys, values):
+                hub.update_scalar(key, value)
+            if not values:
+                # What stays would be logged again as if it were new.
+                for key in keys:
+                    hub.log_scalars.pop(key, None)
+
+
+def _prefixes(paths: list[str]) -> list[str]:
+    """Short distinct names of losses, without the word, from their paths."""
+    if len(paths) == 1:
+        return ['wsld']
+    parts = [[
+        part for part in (
+            re.sub('loss(es)?', '', part, flags=re.IGNORECASE).strip('_')
+            for part in path.split('.')) if part
+    ] for path in paths]
+    for chosen in ([part[-1:] for part in parts], parts):
+        names = ['.'.join(name) for name in chosen]
+        if all(names) and len(set(names)) == len(names):
+            return [f'wsld/{name}' for name in names]
+    return [f'wsld/{number}' for number in range(len(paths))]
+
+
+@torch.no_grad()
+def _sums(student: Tensor, teacher: Tensor, gt_labels: Tensor,
+          loss: WSLDLoss) -> Tensor:
+    """Sums of ``_MEANS`` over the rows, their count, and weights' counts."""
+    total: Any = 0
+    # Autocast would take products in half precision.
+    with torch.autocast(student.device.type, enabled=False):
+        for block in _blocks(student, teacher, gt_labels):
+            total = total + _block_sums(*block, loss)
+    return total
+
+
+def _blocks(student: Tensor, teacher: Tensor,
+            gt_labels: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Cut a batch into logits ``(N, C, P)`` and labels to match."""
+    indices = not gt_labels.is_floating_point()
+    if indices:
+        gt_labels = gt_labels.unsqueeze(1)
+    n, classes = student.shape[:2]
+    dense = student.dim() > 2
+    length = max(1, _BLOCK // max(1, classes * (n if dense else 1)))
+    for s, t, y in zip(
+            *((x.flatten(2).split(length, 2) if dense else x.unsqueeze(
+                2).split(length)) for x in (student, teacher, gt_labels))):
+        yield s, t, y.squeeze(1) if indices else y
+
+
+def _block_sums(student: Tensor, teacher: Tensor, gt_labels: Tensor,
+                loss: WSLDLoss) -> Tensor:
+    top_s, top_t = student.argmax(1), teacher.argmax(1)
+    if gt_labels.is_floating_point():
+        top = gt_labels.argmax(1)
+        valid = torch.ones_like(top, dtype=torch.bool)
+    else:
+        valid = gt_labels != loss.ignore_index
+        top = gt_labels = gt_labels.long().masked_fill(~valid, 0)
+    weight = wsld_weight(student, teacher, gt_labels, loss.eps)
+    regularizing = regularization_samples(
+        student, teacher, gt_labels, tau=loss.tau)
+    # One more step for what is ignored; a mean of nan tells of others.
+    step = (weight.nan_to_num() * _STEPS).round().long()
+    counts = torch.bincount(
+        step.masked_fill(~valid, _STEPS + 1).flatten(), minlength=_STEPS + 2)
+    rows = torch.stack([
+        row.to(weight)
+        for row in (weight, regularizing,
+                    log_cross_entropy(student, gt_labels).exp(),
+                    log_cross_entropy(teacher, gt_labels).exp(),
+                    top_s == top, top_t == top, top_s == top_t, valid)
+    ])
+    sums = rows.masked_fill(~valid, 0).flatten(1).sum(1)
+    return torch.cat([sums, counts[:_STEPS + 1].to(sums)])
+
+
+def _statistics(row: Tensor) -> list[float]:
+    """Values of ``_NAMES`` from sums and counts; none without rows."""
+    *sums, count = row[:len(_MEANS) + 1].tolist()
+    if count == 0:
+        return []
+    means = [
+        value / count * (100 if name.startswith('top1') else 1)
+        for name, value in zip(_MEANS, sums)
+    ]
+    reached = row[len(_MEANS) + 1:].cumsum(0)
+    wanted = count * torch.tensor(
+        list(_QUANTILES.values()), dtype=torch.float64)
+    steps: list[int] = torch.searchsorted(reached, wanted).tolist()
+    return means + [step / _STEPS for step in steps]
