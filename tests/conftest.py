@@ -1,5 +1,34 @@
 """What all tests share."""
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
 import torch
+
+TOOLS = Path(__file__).parents[1] / 'tools'
 
 # The tensors of the tests are far too small to be worth two threads.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope='session')
+def call_tool() -> Iterator[Callable[..., None]]:
+    """Call a Python tool's ``main`` with command line arguments."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(TOOLS))
+
+        def call(name: str, *args: object) -> None:
+            path = TOOLS / name
+            spec = importlib.util.spec_from_file_location(
+                f'tool_{path.stem}', path)
+            assert spec is not None and spec.loader is not None
+            tool = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(tool)
+            patch.setattr(sys, 'argv', [str(path), *map(str, args)])
+            tool.main()
+
+        yield call

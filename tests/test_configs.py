@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 from PIL import Image
 from sklearn.datasets import load_sample_images
@@ -64,20 +66,45 @@ def small_run(config: Path, imagenet: Path, work_dir: Path) -> dict[str, Any]:
     if '_r34_' in config.name and not config.name.startswith('ce'):
         # There is no network where tests run.
         options['model.teacher_ckpt'] = None
+    if config.stem.endswith('-cached'):
+        options |= {
+            'model.teacher.teacher_ckpt': str(work_dir / 'teacher.pth'),
+            'model.teacher.cache': str(work_dir / 'cache'),
+            'train_dataloader.dataset.views': 1,
+            'train_dataloader.dataset.dataset.indices': 4,
+        }
     if 'in1k' in config.name:
         options |= {
             f'{split}_dataloader.dataset.data_root': str(imagenet)
             for split in ('train', 'val', 'test')
         }
+        if config.stem.endswith('-cached'):
+            root = options.pop('train_dataloader.dataset.data_root')
+            options['train_dataloader.dataset.dataset.data_root'] = root
     return options
+
+
+def make_cache(config: Path, options: dict[str, Any],
+               call_tool: Callable[..., None]) -> None:
+    """Answers of a random teacher, by the tool."""
+    cfg = Config.fromfile(config)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        teacher = MODELS.build(cfg.model.teacher.teacher)
+    torch.save(teacher.state_dict(), options['model.teacher.teacher_ckpt'])
+    call_tool('cache_teacher.py', config, '--cfg-options',
+              *(f'{key}={value}' for key, value in options.items()))
 
 
 @pytest.mark.parametrize('config', CONFIGS, ids=lambda path: path.name)
 def test_config_builds_and_learns(config: Path, imagenet: Path,
-                                  tmp_path: Path) -> None:
+                                  tmp_path: Path,
+                                  call_tool: Callable[..., None]) -> None:
     assert NAME.fullmatch(config.name)
     cfg = Config.fromfile(config)
-    cfg.merge_from_dict(small_run(config, imagenet, tmp_path))
+    options = small_run(config, imagenet, tmp_path)
+    if config.stem.endswith('-cached'):
+        make_cache(config, options, call_tool)
+    cfg.merge_from_dict(options)
     cfg.experiment_name = f'{config.stem}_{tmp_path.name}'
     cfg.log_level = 'WARNING'
     cfg.train_dataloader.collate_fn = dict(type='default_collate')
@@ -144,6 +171,25 @@ def test_siblings_differ_from_it_where_they_say() -> None:
     }
     assert {path.split('.')[0] for path in compare('ce_r18_in1k.py')
             } == {'model', 'custom_hooks', 'resnet34'}
+
+
+@pytest.mark.parametrize('name, views', [
+    ('wsld_r34_r18_in1k-evalbn', 10), ('wsld_r34_r18_digits', 20)])
+def test_cached_siblings_differ_by_the_cache(name: str, views: int) -> None:
+    online, cached = (
+        Config.fromfile(ROOT / 'configs' / f'{one}.py').to_dict()
+        for one in (name, f'{name}-cached'))
+    teacher = cached['model'].pop('teacher')
+    assert teacher['teacher'] == online['model'].pop('teacher')
+    assert teacher['teacher_ckpt'] == online['model'].pop('teacher_ckpt')
+    assert cached['model'].pop('teacher_ckpt') is None
+    dataset = cached['train_dataloader'].pop('dataset')
+    assert dataset == dict(
+        type='SeededViews',
+        dataset=online['train_dataloader'].pop('dataset'),
+        views=views)
+    assert differences(online, cached) == {
+        'train_dataloader.sampler.type': ('DefaultSampler', 'ViewSampler')}
 
 
 def test_batch_augments_of_the_student_are_kept(imagenet: Path,

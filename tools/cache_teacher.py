@@ -81,8 +81,8 @@ def parse_args() -> argparse.Namespace:
         '--top-k',
         type=int,
         metavar='K',
-        help='classes to keep beside the true one; all by default, or 64 '
-        'where there are more than 256')
+        help='classes to keep beside the true one, the rest as if equal; all '
+        'by default, or 64 where there are more than 256')
     parser.add_argument(
         '--verify',
         type=int,

@@ -220,8 +220,8 @@ def test_each_lever_is_its_own(config: Config, stock_loss: float, lever: str,
         fused_optimizer=False)
     run = Run(config, {**FAST, **all_off, lever: True}).train()
     expected = dict.fromkeys(run.watch.state, False)
-    # The original stands ready to be replaced by a copy.
-    expected.update(forward=True)
+    # Where it is laid out, that waits for the first step.
+    expected['forward'] = lever in ('channels_last', 'fold_teacher')
     expected[what] = FUSED if what == 'fused' else True
     # With no copy, the original is laid out.
     expected['teacher'] = lever == 'channels_last'
@@ -310,14 +310,42 @@ class OddBackbone(nn.Module):
 def test_what_folds_wrongly_is_not_folded(config: Config, width: int,
                                           said: str) -> None:
     config.model.teacher.backbone = dict(
-        _delete_=True, type='OddBackbone', _scope_='mmengine', width=width)
-    config.model.teacher.backbone.pop('_delete_')
+        type='OddBackbone', _scope_='mmengine', width=width)
     config.model.teacher.head.in_channels = width
     slow, fast = Run(config).train(), Run(config, FAST).train()
     assert said in fast.said
     assert 'teacher: copied' in fast.said
     assert fast.watch.losses[0] == pytest.approx(
         slow.watch.losses[0], rel=1e-6)
+
+
+@MODELS.register_module()
+class FlatBackbone(OddBackbone):
+    """Flattens as no tensor with its channels last can be flattened."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        x, = super().forward(x)
+        return (x.view(len(x), -1)[:, :16, None, None], )
+
+
+def test_what_needs_its_layout_keeps_it(config: Config) -> None:
+    config.model.teacher.backbone = dict(
+        type='FlatBackbone', _scope_='mmengine', width=16)
+    config.model.teacher.head.in_channels = 16
+    fast = Run(config, FAST).train()
+    assert 'the copy of the teacher fails: view size' in fast.said
+    assert fast.watch.losses == pytest.approx(
+        Run(config).train().watch.losses, rel=1e-4)
+
+
+def test_a_compiled_step_is_not_tampered_with(config: Config,
+                                              stock_loss: float) -> None:
+    if not hasattr(torch, 'compile'):
+        pytest.skip('this torch compiles nothing')
+    fast = Run(config, FAST, compile=dict(disable=True)).train()
+    assert 'cfg.compile compiles the whole step' in fast.said
+    assert fast.watch.state['teacher'] and not fast.watch.state['forward']
+    assert fast.watch.losses[0] == pytest.approx(stock_loss, rel=1e-6)
 
 
 def test_who_looks_inside_sees_the_original(config: Config) -> None:

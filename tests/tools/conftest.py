@@ -1,35 +1,15 @@
-"""Run the tools as a user does, or in this process where that is enough."""
+"""Run the tools as a user does."""
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 TOOLS = Path(__file__).parents[2] / 'tools'
-
-
-@pytest.fixture(scope='session')
-def call_tool() -> Iterator[Callable[..., None]]:
-    """Call a Python tool's ``main`` with command line arguments."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(TOOLS))
-
-        def call(name: str, *args: object) -> None:
-            path = TOOLS / name
-            spec = importlib.util.spec_from_file_location(
-                f'tool_{path.stem}', path)
-            assert spec is not None and spec.loader is not None
-            tool = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(tool)
-            patch.setattr(sys, 'argv', [str(path), *map(str, args)])
-            tool.main()
-
-        yield call
 
 
 @pytest.fixture(scope='session')

@@ -2,45 +2,70 @@
 from __future__ import annotations
 
 import csv
-import subprocess
-from collections.abc import Callable
+import importlib
+import sys
 from pathlib import Path
+from types import ModuleType
 
+import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+BENCHMARKS = Path(__file__).parents[2] / 'tools' / 'benchmarks'
 
-def test_measures_every_way(start_tool: Callable[..., subprocess.Popen],
-                            tmp_path: Path) -> None:
-    source = tmp_path / 'photographs'
-    source.mkdir()
+
+@pytest.fixture
+def data(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The tool, on smaller pictures and batches."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    module = importlib.import_module('data')
+    monkeypatch.setattr(module, 'SIZES', ((300, 200), (700, 560)))
+    monkeypatch.setattr(module, 'BATCH', 2)
+    return module
+
+
+def test_measures_every_way(data: ModuleType, tmp_path: Path,
+                            monkeypatch: pytest.MonkeyPatch,
+                            capsys: pytest.CaptureFixture) -> None:
     for number, image in enumerate(load_sample_images().images):
-        Image.fromarray(image).save(source / f'{number}.png')
+        Image.fromarray(image).save(tmp_path / f'{number}.png')
     out = tmp_path / 'results' / 'data.csv'
-    tool = start_tool('benchmarks/data.py', '--source', source, '--pictures',
-                      2, '--repeats', 2, '--workers', 1, '--out', out)
-    printed, _ = tool.communicate()
-    assert tool.returncode == 0, printed
+    monkeypatch.setattr(sys, 'argv', [
+        'data.py', '--source', str(tmp_path), '--pictures', '4', '--repeats',
+        '2', '--workers', '1', '--out', str(out)
+    ])
+    data.main()
+    assert capsys.readouterr().out.count('mmpretrain') == 2
     with out.open(newline='') as file:
         rows = list(csv.DictReader(file))
-    assert {row['size'] for row in rows} == {'500x375', '1600x1200'}
-    changed = {(row['size'], row['way']): float(row['crops_changed'])
-               for row in rows}
     assert all(
         float(row[field]) > 0 for row in rows
         for field in ('per_core', 'speedup', 'loader', 'kilobytes'))
-    for size in ('500x375', '1600x1200'):
-        for way in ('mmpretrain', 'default_collate', 'region'):
-            assert changed.get((size, way), 0) == 0
-    # No crop of 375 rows has twice 224; most of 1200 do.
-    assert changed['500x375', 'min_sampling=1'] == 0
-    assert changed['500x375', 'min_sampling=0.5'] > 0
-    assert changed['1600x1200', 'min_sampling=1'] > 0.5
+    changed = {(row['size'], row['way']): float(row['crops_changed'])
+               for row in rows}
+    assert {size for size, _ in changed} == {'300x200', '700x560'}
+    for (size, way), share in changed.items():
+        if way in ('mmpretrain', 'default_collate', 'region'):
+            assert share == 0
+        elif way == 'min_sampling=1':
+            # Only crops with twice 224 rows and columns.
+            assert 0 < share < 1 if size == '700x560' else share == 0
+        elif size == '700x560':
+            assert share > changed[size, 'min_sampling=1']
 
 
-def test_a_folder_without_pictures_is_named(
-        start_tool: Callable[..., subprocess.Popen], tmp_path: Path) -> None:
-    tool = start_tool('benchmarks/data.py', '--source', tmp_path)
-    printed, _ = tool.communicate()
-    assert tool.returncode == 1
-    assert printed.splitlines()[-1] == f'data.py: no pictures in {tmp_path}'
+def test_synthetic_files_are_as_large_as_photographs(data: ModuleType,
+                                                     tmp_path: Path) -> None:
+    path, = data.write_pictures(tmp_path, (500, 375), 1, None)
+    assert 60e3 < path.stat().st_size < 150e3
+
+
+def test_wrong_arguments_are_named(data: ModuleType, tmp_path: Path,
+                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    for arguments, message in (
+        (['--source', str(tmp_path)], f'data.py: no pictures in {tmp_path}'),
+        (['--repeats', '1'], 'data.py: --repeats must be at least 2')):
+        monkeypatch.setattr(sys, 'argv', ['data.py', *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            data.main()
+        assert stopped.value.code == message

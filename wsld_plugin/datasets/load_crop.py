@@ -188,7 +188,7 @@ def _decode(content: bytes,
 def _decode_region(content: bytes,
                    box: tuple[int, int, int, int]) -> np.ndarray | None:
     """Pixels of the box (top, left, height, width) of an upright JPEG."""
-    from nvidia import nvimgcodec
+    import nvidia.nvimgcodec as nvimgcodec
     top, left, height, width = box
     stream = nvimgcodec.CodeStream(content)
     part = stream.get_sub_code_stream(
@@ -201,7 +201,7 @@ def _decode_region(content: bytes,
 @lru_cache(maxsize=1)
 def _region_decoder(process: int) -> tuple[Any, Any]:
     """A decoder for the process: those of a parent do not survive a fork."""
-    from nvidia import nvimgcodec
+    import nvidia.nvimgcodec as nvimgcodec
     decoder = nvimgcodec.Decoder(
         device_id=_NO_DEVICE,
         max_num_cpu_threads=1,

@@ -30,12 +30,13 @@ _DTYPES = {'bfloat16': torch.bfloat16, 'float16': torch.float16}
 class FastStepHook(Hook):
     """Faster training steps for mmrazor's unchanged distillers.
 
-    The first four levers keep the numbers but for rounding and are on. The
-    last two change the teacher's outputs, by as much as the log says after
-    the first step. A lever that does not apply is left out, and the log says
-    why. Checkpoints, resuming and validation, ``ValidateTeacherHook``'s too,
-    are as without this hook; after the training, or if it fails, the model
-    and the optimizer are as before.
+    The first four levers keep the numbers but for rounding, in the precision
+    that one trains in, and are on. The last two change the teacher's
+    outputs, by as much as the log says after the first step. A lever that
+    does not apply is left out, and the log says why. Checkpoints, resuming
+    and validation, ``ValidateTeacherHook``'s too, are as without this hook;
+    after the training, or if it fails, the model and the optimizer are as
+    before.
 
     The student's precision is mmengine's ``AmpOptimWrapper`` (or ``--amp``),
     which covers the teacher too. For bfloat16 throughout, without a loss
@@ -48,7 +49,9 @@ class FastStepHook(Hook):
     the host goes on.
 
     Args:
-        channels_last: Lay out 2-dimensional convolutions channels last.
+        channels_last: Lay out 2-dimensional convolutions channels last. Code
+            that calls ``view`` on feature maps, as some feature losses do,
+            needs False.
         fold_teacher: Run a frozen teacher on a copy of its backbone with
             BatchNorm folded into the convolutions. It must be in evaluation
             mode (``teacher_norm_eval=True``).
@@ -192,7 +195,7 @@ class FastStepHook(Hook):
                 self._done.append('teacher: no loss computed')
             else:
                 self._left.append(f"teacher's loss computed: {why}")
-        backbone = getattr(distiller.teacher, 'backbone', None)
+        backbone: Any = getattr(distiller.teacher, 'backbone', None)
         weight = (
             next(backbone.parameters(), None)
             if isinstance(backbone, nn.Module) else None)
@@ -205,7 +208,14 @@ class FastStepHook(Hook):
                 "teacher_dtype is 'float16', but the teacher is on the CPU, "
                 "where torch computes it slowly if at all: use 'bfloat16'")
         if step_compiled:
-            watched = 'cfg.compile compiles the whole step'
+            # Compilers do not follow what is replaced on an object.
+            if self.channels_last:
+                use_channels_last(backbone.parameters(), self._undo)
+            self._left.append('teacher: cfg.compile compiles the whole step')
+            return
+        if not (self.channels_last or self.fold_teacher or self.teacher_dtype
+                or self.compile_teacher):
+            return
         self._teachers.append(
             FastBackbone(
                 distiller,

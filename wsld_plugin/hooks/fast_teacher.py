@@ -23,6 +23,7 @@ _MODULE_RECORDERS = {
 # Where the classification loss begins after the forward pass of mode
 # 'tensor'; named, not imported, for the teacher need not be mmpretrain's.
 _PLAIN_LOSSES = {
+    'mmpretrain.models.classifiers.image.ImageClassifier.forward',
     'mmpretrain.models.classifiers.image.ImageClassifier.loss',
     'mmpretrain.models.heads.cls_head.ClsHead.loss',
     'mmpretrain.models.heads.cls_head.ClsHead._get_loss',
@@ -91,6 +92,7 @@ def skip_teacher_loss(distiller: Any, undo: ExitStack) -> str | None:
     teacher = distiller.teacher
     head = getattr(teacher, 'head', None)
     methods = [
+        getattr(type(teacher), 'forward', None),
         getattr(type(teacher), 'loss', None),
         getattr(type(head), 'loss', None),
         getattr(type(head), '_get_loss', None)
@@ -186,7 +188,12 @@ class FastBackbone:
                 continue
             if self._channels_last:
                 use_channels_last(network.parameters())
-            outputs, untouched = self._try(network, args, kwargs)
+            try:
+                outputs, untouched = self._try(network, args, kwargs)
+            except RuntimeError as error:
+                # As `view` does on what is not contiguous.
+                _warn(f'the copy of the teacher fails: {_first_line(error)}')
+                continue
             apart = _apart(outputs, expected)
             allowed = _tolerance(self._backbone)
             if untouched and apart <= allowed:
@@ -196,7 +203,10 @@ class FastBackbone:
                 f'is off by up to {apart:.1e} of the spread of its outputs '
                 f'({allowed:.1e} is allowed): it is not used.')
         else:
-            return self._in_place('no copy of it gives the same outputs')
+            self.left.append('teacher: no copy of it gives its outputs')
+            if wanted:
+                _warn('teacher_dtype and compile_teacher are without effect.')
+            return self._original
         self.done.append(
             f'teacher: {"folded" if fold else "copied"}'
             f'{", channels last" if self._channels_last else ""}, outputs '
@@ -298,7 +308,7 @@ def _folded(network: nn.Module) -> bool:
     try:
         fuse_conv_bn(network)
     except (AttributeError, RuntimeError, TypeError) as error:
-        _warn(f'the teacher cannot be folded: {str(error).splitlines()[0]}')
+        _warn(f'the teacher cannot be folded: {_first_line(error)}')
         return False
     network.requires_grad_(False)
     return True
@@ -331,8 +341,7 @@ class _Compiled:
 
     def _give_up(self, why: object) -> None:
         self._run, self.failed = self._network, True
-        reason = ' '.join(str(why).split())
-        _warn(f'the teacher runs uncompiled: {reason[:300]}')
+        _warn(f'the teacher runs uncompiled: {_first_line(why)}')
 
 
 def _in_dtype(run: Forward, dtype: torch.dtype,
@@ -415,6 +424,10 @@ def _replace(owner: Any, name: str, value: Any, undo: ExitStack) -> None:
     else:
         undo.callback(own.pop, name, None)
     own[name] = value
+
+
+def _first_line(error: object) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0]
 
 
 def _warn(message: str) -> None:

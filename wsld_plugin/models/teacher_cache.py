@@ -159,8 +159,8 @@ def make_manifest(num_classes: int, top_k: Optional[int],
 
     Args:
         num_classes: Number of classes.
-        top_k: How many classes beside the true one to keep; ``None`` for 64,
-            or all where there are at most 256.
+        top_k: How many classes beside the true one to keep, all if there are
+            no more; ``None`` for 64, or all where there are at most 256.
         **fields: ``count`` (rows) and whatever else makes this cache another
             than others, in types of JSON.
 
@@ -170,18 +170,17 @@ def make_manifest(num_classes: int, top_k: Optional[int],
     Raises:
         TeacherCacheError: If ``top_k`` is out of range.
     """
-    if top_k is None and num_classes > ALL_CLASSES_UP_TO:
-        top_k = TOP_K
-    if top_k is not None and not 1 <= top_k < num_classes - 1:
-        raise TeacherCacheError(
-            f'top_k must be in [1, {num_classes - 2}] with {num_classes} '
-            f'classes, got {top_k}')
+    if top_k is None:
+        top_k = num_classes if num_classes <= ALL_CLASSES_UP_TO else TOP_K
+    if top_k < 1:
+        raise TeacherCacheError(f'top_k must be at least 1, got {top_k}')
+    kept = top_k if top_k < num_classes - 1 else None
     return dict(
         fields,
         format=FORMAT,
         num_classes=num_classes,
-        top_k=top_k,
-        row_bytes=row_dtype(num_classes, top_k).itemsize,
+        top_k=kept,
+        row_bytes=row_dtype(num_classes, kept).itemsize,
         complete=False)
 
 
