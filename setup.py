@@ -83,6 +83,8 @@ setup(
         ],
         # Files of the student for programs without mmpretrain.
         'deploy': ['onnx', 'onnxruntime', 'onnxscript'],
+        # Decodes the part of a JPEG that a crop needs; no GPU is used.
+        'data': ['nvidia-nvimgcodec-cu12; sys_platform == "linux"'],
         'test': ['pytest', 'pytest-timeout'],
         'lint': ['ruff', 'mypy'],
     },

@@ -20,7 +20,7 @@ ARROWS = {
     'models': ('torch', 'numpy', 'mmengine', 'mmcv', 'mmpretrain',
                '.functional', '.checkpoints'),
     'datasets': ('torch', 'numpy', 'mmengine', 'mmcv', 'mmpretrain',
-                 'sklearn', 'cv2', 'PIL', 'nvidia.nvimgcodec'),
+                 'sklearn', 'cv2', 'PIL', 'nvidia'),
     'hooks': ('torch', 'numpy', 'mmengine', 'mmcv', '.functional', '.losses',
               '.models', '.checkpoints'),
     'checkpoints': ('torch', 'mmengine', 'modelindex', 'onnx', 'onnxruntime',

@@ -12,3 +12,5 @@ model = dict(
                 teacher=dict(recorder='fc', from_student=False),
                 gt_labels=dict(
                     recorder='gt_labels', from_student=True, data_idx=1)))))
+
+custom_hooks = [*_base_.custom_hooks, dict(type='WSLDMonitorHook')]
