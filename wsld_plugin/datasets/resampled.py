@@ -31,7 +31,8 @@ def resampled_indices(size: int,
             there are fewer samples than parts.
 
     Example:
-        >>> sorted(i for r in range(2) for i in resampled_indices(5, r, 2))
+        >>> parts = [resampled_indices(5, run, 2) for run in range(2)]
+        >>> np.sort(np.concatenate(parts)).tolist()
         [0, 1, 2, 3, 4]
     """
     if run < 0 or (parts is not None and run >= parts):
