@@ -10,19 +10,16 @@ ResNet-18 under a linear head, and its log has a line for 100 steps.
 from __future__ import annotations
 
 import argparse
-import csv
-import platform
 import statistics
 import sys
 import tempfile
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from loss import clock
+from measuring import RESULTS, append_rows, clock, conditions, summary
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.hooks import LoggerHook
@@ -38,9 +35,6 @@ from wsld_plugin.hooks import WSLDMonitorHook
 from wsld_plugin.losses import WSLDLoss
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
-FIELDS = ('model', 'logits', 'step', 'milliseconds', 'spread', 'in_hook',
-          'looking_once_in', 'percent_of_training', 'device', 'dtype',
-          'threads', 'torch', 'python', 'date')
 DENSE_SHAPE = (2, 19, 256, 512)
 DENSE_INTERVAL = 100
 DIGITS_PER_EPOCH = 4
@@ -175,7 +169,7 @@ def make_steps(runner: Runner, hook: TimedMonitor) -> dict[str, Step]:
 
 
 def measure(name: str, logits: str, runner: Runner, once_in: int,
-            repeats: int) -> list[dict[str, str]]:
+            repeats: int) -> list[dict[str, Any]]:
     """Rows of the result for one model."""
     runner.train()
     runner.model.train()
@@ -192,36 +186,33 @@ def measure(name: str, logits: str, runner: Runner, once_in: int,
             if i:  # The first round warms up.
                 times[kind].append(clock(device) - start)
                 spent[kind].append(hook.spent)
-    medians = {kind: statistics.median(took) for kind, took in times.items()}
+    whole = {kind: summary(took) for kind, took in times.items()}
     added = {kind: statistics.median(took) for kind, took in spent.items()}
     mean = (added['looking'] + (once_in - 1) * added['not looking']) / once_in
-    rows = []
-    for kind, took in times.items():
-        quartiles = statistics.quantiles(took, n=4)
-        looking = kind == 'looking'
-        rows.append(
-            dict(
-                zip(FIELDS, (
-                    name, logits, kind, f'{1e3 * medians[kind]:.2f}',
-                    f'{1e3 * (quartiles[2] - quartiles[0]):.2f}',
-                    f'{1e3 * added[kind]:.3f}',
-                    str(once_in) if looking else '',
-                    f'{100 * mean / medians["without"]:.3f}'
-                    if looking else '', torch.cuda.get_device_name()
-                    if device.type == 'cuda' else 'CPU', 'float32',
-                    str(torch.get_num_threads()), torch.__version__,
-                    platform.python_version(), date.today().isoformat()))))
-    return rows
+    percent = 100 * mean / whole['without'].median
+    return [{
+        'model': name,
+        'logits': logits,
+        'step': kind,
+        'dtype': 'float32',
+        'milliseconds': f'{1e3 * took.median:.2f}',
+        'spread': f'{1e3 * took.spread:.2f}',
+        'in_hook': f'{1e3 * added[kind]:.3f}',
+        'looking_once_in': once_in if kind == 'looking' else '',
+        'percent_of_training': f'{percent:.3f}' if kind == 'looking' else '',
+        **conditions(device),
+    } for kind, took in whole.items()]
 
 
 def main() -> None:
-    """Measure, print a table, write CSV if asked to."""
+    """Measure, print a table, add to the result file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         '--repeats', type=int, default=20, help='of each step; the digits '
         'take ten times as many')
     parser.add_argument('--threads', type=int, default=1)
-    parser.add_argument('--out', type=Path, help='CSV file to write')
+    parser.add_argument(
+        '--out', type=Path, default=RESULTS / 'monitor.csv', help='CSV file')
     args = parser.parse_args()
     if args.repeats < 2:
         sys.exit('monitor.py: --repeats must be at least 2')
@@ -243,12 +234,7 @@ def main() -> None:
     Console().print(table)
     print(f'torch {torch.__version__}, {rows[0]["device"]}, float32, '
           f'{args.threads} thread(s)')
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        with args.out.open('w', newline='') as file:
-            writer = csv.DictWriter(file, FIELDS)
-            writer.writeheader()
-            writer.writerows(rows)
+    append_rows(args.out, rows)
 
 
 if __name__ == '__main__':
