@@ -58,7 +58,7 @@ class FastStepHook(Hook):
         teacher_outputs_only: Compute no loss and no metrics for a frozen
             teacher, where nothing reads them.
         fused_optimizer: Let ``torch.optim.SGD`` update all parameters in one
-            kernel.
+            kernel; on the CPU not together with ``channels_last``.
         teacher_dtype: Precision of a frozen teacher's backbone, 'bfloat16'
             or 'float16' (GPU); its head and the loss get float32.
         compile_teacher: Compile the copy of a frozen teacher's backbone,
@@ -139,7 +139,8 @@ class FastStepHook(Hook):
         self._unfused = [[group.get('fused') for group in one.param_groups]
                          for one in optimizers]
         for optimizer in optimizers if self.fused_optimizer else []:
-            why = fuse_sgd(optimizer, self._undo)
+            why = _why_not_worth_fusing(optimizer) or fuse_sgd(
+                optimizer, self._undo)
             if why is None:
                 self._done.append('SGD: fused')
             else:
@@ -232,6 +233,15 @@ def _optimizers(runner: Runner) -> list[torch.optim.Optimizer]:
     if isinstance(wrapper, OptimWrapperDict):
         return [one.optimizer for one in wrapper.values()]
     return [wrapper.optimizer]
+
+
+def _why_not_worth_fusing(optimizer: torch.optim.Optimizer) -> str | None:
+    if any(parameter.device.type == 'cpu' and not parameter.is_contiguous()
+           for group in optimizer.param_groups
+           for parameter in group['params']):
+        return ("the CPU's fused SGD copies gradients that are channels "
+                'last, which costs more than it saves')
+    return None
 
 
 def _without(model: nn.Module,
