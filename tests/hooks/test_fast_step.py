@@ -306,12 +306,32 @@ class OddBackbone(nn.Module):
         return (self.relu(self.block.conv(x)), )
 
 
+@MODELS.register_module()
+class UntraceableBackbone(OddBackbone):
+    """The same, and its calls cannot be followed."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        if len(x) == 0:
+            raise ValueError('nothing to see')
+        return super().forward(x)
+
+
+def test_what_is_followed_is_folded_rightly(config: Config) -> None:
+    config.model.teacher.backbone = dict(
+        type='OddBackbone', _scope_='mmengine', width=8)
+    config.model.teacher.head.in_channels = 8
+    slow, fast = Run(config).train(), Run(config, FAST).train()
+    assert 'teacher: folded' in fast.said
+    assert fast.watch.losses[0] == pytest.approx(
+        slow.watch.losses[0], rel=1e-6)
+
+
 @pytest.mark.parametrize('width, said', [(16, 'folded copy of the teacher'),
                                          (8, 'cannot be folded')])
 def test_what_folds_wrongly_is_not_folded(config: Config, width: int,
                                           said: str) -> None:
     config.model.teacher.backbone = dict(
-        type='OddBackbone', _scope_='mmengine', width=width)
+        type='UntraceableBackbone', _scope_='mmengine', width=width)
     config.model.teacher.head.in_channels = width
     slow, fast = Run(config).train(), Run(config, FAST).train()
     assert said in fast.said

@@ -183,9 +183,10 @@ class FastBackbone:
             return self._in_place('it has no BatchNorm' if self._fold else '')
         expected, _ = self._try(self._original, args, kwargs)
         for fold in [True, False] if self._fold and norms else [False]:
-            network = self._copy()
-            if fold and not _folded(network):
+            copied = _folded(self._copy) if fold else self._copy()
+            if copied is None:
                 continue
+            network = copied
             if self._channels_last:
                 use_channels_last(network.parameters())
             try:
@@ -302,16 +303,27 @@ class FastBackbone:
         return outputs, _apart((args, kwargs), before) == 0
 
 
-def _folded(network: nn.Module) -> bool:
-    """Fold BatchNorm into convolutions in place, if that is possible."""
+def _folded(copy: Callable[[], nn.Module]) -> nn.Module | None:
+    """A copy with BatchNorm folded into convolutions, if that is possible.
+
+    torch follows the calls and so finds the convolution that a BatchNorm
+    comes after, in pre-activation networks too. Where the code cannot be
+    traced, mmcv goes by the order in which modules were defined; a wrong
+    guess of its shows in the outputs.
+    """
     from mmcv.cnn import fuse_conv_bn
+    from torch.fx.experimental.optimization import fuse
+    network: nn.Module = copy()
     try:
-        fuse_conv_bn(network)
-    except (AttributeError, RuntimeError, TypeError) as error:
-        _warn(f'the teacher cannot be folded: {_first_line(error)}')
-        return False
-    network.requires_grad_(False)
-    return True
+        network = fuse(network, inplace=True)
+    except Exception:  # Whatever the network's code does on being traced.
+        network = copy()
+        try:
+            fuse_conv_bn(network)
+        except (AttributeError, RuntimeError, TypeError) as error:
+            _warn(f'the teacher cannot be folded: {_first_line(error)}')
+            return None
+    return network.requires_grad_(False)
 
 
 class _Compiled:
