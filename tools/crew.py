@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -185,8 +186,10 @@ class Crew:
         """Until all are finished or have failed.
 
         Raises:
-            KeyboardInterrupt: Of the user; the processes are stopped then.
+            KeyboardInterrupt: Of the user, or of a queue that ends this
+                program; the processes are stopped then.
         """
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         self.total = self.bars.add_task(
             'Runs', total=self.count, accuracy='-')
         looked = 0.0
@@ -206,6 +209,7 @@ class Crew:
                 job.process.terminate()
             for job in self.jobs:
                 job.process.wait()
+            signal.signal(signal.SIGTERM, before)
 
     def start_what_can_start(self) -> None:
         """Fill the free slots."""

@@ -393,3 +393,18 @@ def test_other_mistakes(call_tool: Call,
         with pytest.raises(SystemExit):
             call_tool('experiments.py', plan, *args)
         assert 'experiments.py: error: ' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    'path',
+    sorted((TOOLS.parent / 'configs' / 'plans').iterdir()),
+    ids=lambda path: path.name)
+def test_shipped_plans_can_be_run(path: Path, call_tool: Call,
+                                  capsys: pytest.CaptureFixture) -> None:
+    from plans import read_plan
+    plan = read_plan(path)
+    assert plan.name == path.stem
+    assert plan.compare
+    call_tool('experiments.py', path, '--dry-run')
+    commands = capsys.readouterr().out.splitlines()
+    assert sum('train.py' in line for line in commands) == len(plan.all_runs)
