@@ -19,6 +19,7 @@ from trainings import (
     BusyError,
     bars,
     duration,
+    epochs_state,
     failure,
     last_accuracy,
     short,
@@ -191,7 +192,7 @@ class Crew:
         """
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         self.total = self.bars.add_task(
-            'Runs', total=self.count, accuracy='-')
+            'Runs', total=self.count, state='runs')
         looked = 0.0
         try:
             with self.bars:
@@ -247,7 +248,7 @@ class Crew:
         task = self.bars.add_task(
             f'Training {short(run.work_dir)}',
             total=run.epochs,
-            accuracy='-')
+            state=epochs_state(run.history()))
         self.jobs.append(
             Job(run, slot, process, task, testing, first=epochs_of(run)))
         return True
@@ -319,19 +320,26 @@ class Crew:
             self.bars.update(
                 job.task,
                 completed=max(history.steps, default=0),
-                accuracy=last_accuracy(history))
+                state=epochs_state(history))
 
     @property
     def state(self) -> str:
         """Counts, and the time left as far as it is known."""
         text = (f'{self.finished} of {self.count} runs done, '
                 f'{len(self.jobs)} at work, {len(self.failed)} failed')
-        if self.epochs and (self.waiting or self.jobs):
-            left = sum(
-                run.epochs - epochs_of(run)
-                for run in (*self.waiting, *(job.run for job in self.jobs)))
-            seconds = left * self.seconds / self.epochs / self.places
-            text += f', about {duration(seconds)} left'
+        if not (self.waiting or self.jobs):
+            return text
+        epochs, seconds = self.epochs, self.seconds
+        left = sum(run.epochs - epochs_of(run) for run in self.waiting)
+        for job in self.jobs:
+            done = epochs_of(job.run)
+            left += job.run.epochs - done
+            if done > job.first:
+                epochs += done - job.first
+                seconds += time.monotonic() - job.began
+        if epochs:
+            remaining = left * seconds / epochs / self.places
+            text += f', about {duration(remaining)} left'
         return text
 
 

@@ -258,7 +258,7 @@ def train(trainings: Sequence[Training],
                     task = progress.add_task(
                         f'Training {short(training.work_dir)}',
                         total=training.epochs,
-                        accuracy='-')
+                        state=epochs_state(training.history()))
                     running[training] = (training.start(threads), task,
                                          time.monotonic())
                 time.sleep(0.2)
@@ -267,7 +267,7 @@ def train(trainings: Sequence[Training],
                     progress.update(
                         task,
                         completed=max(history.steps, default=0),
-                        accuracy=last_accuracy(history))
+                        state=epochs_state(history))
                     code = process.poll()
                     if code is None:
                         continue
@@ -294,17 +294,22 @@ def train(trainings: Sequence[Training],
 def bars(console: Console) -> Progress:
     """A bar of epochs for each training, on a terminal only.
 
-    Its tasks have the field ``accuracy``, see :func:`last_accuracy`.
+    Its tasks have the field ``state``, see :func:`epochs_state`.
     """
     return Progress(
         TextColumn('{task.description}'),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn('epochs, val {task.fields[accuracy]}%'),
+        TextColumn('{task.fields[state]}'),
         TimeElapsedColumn(),
         console=console,
         transient=True,
         disable=not console.is_terminal)
+
+
+def epochs_state(history: History) -> str:
+    """What stands behind the number of epochs in a training's bar."""
+    return f'epochs, val {last_accuracy(history)}%'
 
 
 def threads_each(side_by_side: int) -> int:
