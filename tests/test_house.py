@@ -25,8 +25,8 @@ ARROWS = {
               '.models', '.checkpoints'),
     'checkpoints': ('torch', 'mmengine', 'modelindex', 'onnx', 'onnxruntime',
                     'rich', 'sklearn', '.version'),
-    'analysis': ('torch', 'numpy', 'mmengine', 'matplotlib', '.functional',
-                 '.checkpoints'),
+    'analysis': ('torch', 'numpy', 'mmengine', 'matplotlib', 'scipy',
+                 '.functional', '.checkpoints'),
     'compat': ('torch', 'numpy', 'mmengine', 'mmcv', 'mmpretrain', 'mmrazor',
                '.checkpoints'),
 }

@@ -11,9 +11,9 @@ from typing import Any
 from command_line import add_config_options, fail, one_line_errors
 from mmengine.config import Config
 from mmengine.logging import MMLogger
+from results import show, write
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from trainings import SIDE_BY_SIDE, Training, TrainingError, train
 
 from wsld_plugin import analysis, compat
@@ -425,23 +425,6 @@ def read(path: str, options: dict[str, Any]) -> Config:
     if 'model' not in cfg:
         fail(f'{path} has no model')
     return cfg
-
-
-def write(out: Path, files: dict[str, str | bytes]) -> None:
-    """Write files that are seen complete or not at all."""
-    for name, data in files.items():
-        write_atomically(out / name,
-                         data.encode() if isinstance(data, str) else data)
-
-
-def show(title: str, rows: Rows, console: Console) -> None:
-    """Print a table; the first column is a name."""
-    table = Table(title=title)
-    for number, heading in enumerate(rows[0]):
-        table.add_column(heading, justify='right' if number else 'left')
-    for row in rows:
-        table.add_row(*map(analysis.readable, row.values()))
-    console.print(table)
 
 
 def progress(items: Any, what: str, console: Console) -> Any:

@@ -28,6 +28,7 @@ from rich.progress import (
 
 from wsld_plugin import __version__
 from wsld_plugin.analysis import History, read_history
+from wsld_plugin.checkpoints import write_atomically
 
 # Trainings of students that run side by side: small networks leave cores of
 # one process idle.
@@ -37,6 +38,10 @@ MOST_THREADS = 8
 
 class TrainingError(RuntimeError):
     """A training ended with an error; one line says which and why."""
+
+
+class BusyError(TrainingError):
+    """Another process is at a training."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,45 +98,61 @@ class Training:
         return held != self._digest and (
             held is not None or any(self.work_dir.glob('*.pth')))
 
-    def start(self, threads: int) -> subprocess.Popen:
-        """Start, or go on after the last epoch of an interrupted run.
-
-        Raises:
-            TrainingError: If another process is at it, such as one that was
-                left behind when this program was killed.
-        """
-        self.work_dir.mkdir(parents=True, exist_ok=True)
+    @property
+    def overrides(self) -> list[str]:
+        """What the training has beyond its config, as ``KEY=VALUE``."""
         overrides = {'randomness.seed': self.seed, **self.options}
         if self.teacher is not None:
             overrides['model.teacher_ckpt'] = self.teacher
-        with self.log.open('a') as log:
-            # The process inherits the lock and holds it until its end.
-            if not _lock(log):
-                raise TrainingError(f'{short(self.work_dir)} is being '
-                                    'trained by another process')
+        return [f'{key}={value}' for key, value in overrides.items()]
+
+    @property
+    def command(self) -> list[str]:
+        """The training as a command line."""
+        return [
+            sys.executable,
+            str(ROOT / 'tools' / 'train.py'),
+            str(self.config), '--work-dir',
+            str(self.work_dir), '--resume', '--cfg-options', *self.overrides
+        ]
+
+    def start(self,
+              threads: int,
+              command: Sequence[str] | None = None,
+              environment: Mapping[str, str] | None = None
+              ) -> subprocess.Popen:
+        """Start, or go on after the last epoch of an interrupted run.
+
+        Args:
+            threads: For computing, of each process.
+            command: What to call in place of :attr:`command`.
+            environment: Variables that the process gets besides ours.
+
+        Raises:
+            BusyError: If another process is at it, such as one that was
+                left behind when this program was killed.
+        """
+        with self._locked_log() as log:
             if self._mark.get('training') != self._digest:
                 self._discard()
                 log.truncate(0)
             self._write_mark(finished=False)
-            return subprocess.Popen(
-                [
-                    sys.executable,
-                    str(ROOT / 'tools' / 'train.py'),
-                    str(self.config), '--work-dir',
-                    str(self.work_dir), '--resume', '--cfg-options',
-                    *(f'{key}={value}' for key, value in overrides.items())
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={
-                    **os.environ,
-                    'OMP_NUM_THREADS': str(threads),
-                    'MKL_NUM_THREADS': str(threads),
-                    # Threads that spin while they wait slow a busy machine
-                    # down several times.
-                    'OMP_WAIT_POLICY': 'PASSIVE',
-                })
+            return _launch(command or self.command, log, threads, environment)
+
+    def follow_up(self, threads: int, command: Sequence[str],
+                  environment: Mapping[str, str]) -> subprocess.Popen:
+        """Start something else on the finished training, into its log.
+
+        Args:
+            threads: As for :meth:`start`.
+            command: What to call.
+            environment: As for :meth:`start`.
+
+        Raises:
+            BusyError: As :meth:`start`.
+        """
+        with self._locked_log() as log:
+            return _launch(command, log, threads, environment)
 
     def finish(self) -> None:
         """Note that the run is complete; keep its last checkpoint only."""
@@ -153,6 +174,16 @@ class Training:
             digest.update(self.teacher.read_bytes())
         return digest.hexdigest()
 
+    def _locked_log(self) -> IO[str]:
+        """The log, locked until all processes that inherit it have ended."""
+        self.work_dir.mkdir(parents=True, exist_ok=True)
+        log = self.log.open('a')
+        if not _lock(log):
+            log.close()
+            raise BusyError(f'{short(self.work_dir)} is being trained by '
+                            'another process')
+        return log
+
     @property
     def _mark_file(self) -> Path:
         return self.work_dir / 'training.json'
@@ -165,13 +196,17 @@ class Training:
             return {}
 
     def _write_mark(self, *, finished: bool) -> None:
-        part = self._mark_file.with_suffix('.part')
-        part.write_text(
-            json.dumps({
-                'training': self._digest,
-                'finished': finished
-            }))
-        part.replace(self._mark_file)
+        mark = {
+            'training': self._digest,
+            'finished': finished,
+            **self._record(finished)
+        }
+        write_atomically(self._mark_file,
+                         f'{json.dumps(mark, indent=1)}\n'.encode())
+
+    def _record(self, finished: bool) -> dict[str, Any]:
+        """What else is written down when a training starts or ends."""
+        return {}
 
     def _discard(self) -> None:
         """Remove what another training left and this one might mistake."""
@@ -208,17 +243,9 @@ def train(trainings: Sequence[Training],
         training for training in trainings if not training.finished
     ]
     side_by_side = min(side_by_side, len(waiting))
-    threads = max(1, min(MOST_THREADS, _cores() // max(1, side_by_side)))
+    threads = threads_each(side_by_side)
     running: dict[Training, tuple[subprocess.Popen, Any, float]] = {}
-    progress = Progress(
-        TextColumn('{task.description}'),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn('epochs, val {task.fields[accuracy]}%'),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal)
+    progress = bars(console)
     try:
         with progress:
             while waiting or running:
@@ -231,7 +258,7 @@ def train(trainings: Sequence[Training],
                     task = progress.add_task(
                         f'Training {short(training.work_dir)}',
                         total=training.epochs,
-                        accuracy='-')
+                        state=epochs_state(training.history()))
                     running[training] = (training.start(threads), task,
                                          time.monotonic())
                 time.sleep(0.2)
@@ -240,20 +267,20 @@ def train(trainings: Sequence[Training],
                     progress.update(
                         task,
                         completed=max(history.steps, default=0),
-                        accuracy=_last_accuracy(history))
+                        state=epochs_state(history))
                     code = process.poll()
                     if code is None:
                         continue
                     del running[training]
                     if code != 0:
-                        raise TrainingError(_failure(training, code))
+                        raise TrainingError(failure(training, code))
                     if before_finish is not None:
                         before_finish(training)
                     training.finish()
                     progress.remove_task(task)
                     progress.console.print(
                         f'Trained  {short(training.work_dir)}: val '
-                        f'{_last_accuracy(training.history())}% after '
+                        f'{last_accuracy(training.history())}% after '
                         f'{training.epochs} epochs, '
                         f'{duration(time.monotonic() - began)}',
                         soft_wrap=True)
@@ -262,6 +289,32 @@ def train(trainings: Sequence[Training],
             process.terminate()
         for process, _, _ in running.values():
             process.wait()
+
+
+def bars(console: Console) -> Progress:
+    """A bar of epochs for each training, on a terminal only.
+
+    Its tasks have the field ``state``, see :func:`epochs_state`.
+    """
+    return Progress(
+        TextColumn('{task.description}'),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn('{task.fields[state]}'),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal)
+
+
+def epochs_state(history: History) -> str:
+    """What stands behind the number of epochs in a training's bar."""
+    return f'epochs, val {last_accuracy(history)}%'
+
+
+def threads_each(side_by_side: int) -> int:
+    """Threads for each of several trainings on this machine."""
+    return max(1, min(MOST_THREADS, _cores() // max(1, side_by_side)))
 
 
 def short(path: Path) -> str:
@@ -274,16 +327,36 @@ def duration(seconds: float) -> str:
     return f'{seconds // 60:.0f} min {seconds % 60:.0f} s'
 
 
-def _last_accuracy(history: History) -> str:
+def last_accuracy(history: History) -> str:
+    """Of the last validation, to read."""
     accuracies = history.validation('accuracy/top1')
     return f'{accuracies[max(accuracies)]:.1f}' if accuracies else '-'
 
 
-def _failure(training: Training, code: int) -> str:
+def failure(training: Training, code: int) -> str:
+    """How a training ended that failed, with the last line of its log."""
     lines = training.log.read_text(errors='replace').split('\n')
     last = next((line for line in reversed(lines) if line.strip()), '')
     return (f'{short(training.work_dir)} ended with exit code {code} '
             f'({last.strip()}), see {short(training.log)}')
+
+
+def _launch(command: Sequence[str], log: IO[str], threads: int,
+            environment: Mapping[str, str] | None) -> subprocess.Popen:
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env={
+            **os.environ,
+            'OMP_NUM_THREADS': str(threads),
+            'MKL_NUM_THREADS': str(threads),
+            # Threads that spin while they wait slow a busy machine down
+            # several times.
+            'OMP_WAIT_POLICY': 'PASSIVE',
+            **(environment or {}),
+        })
 
 
 def _lock(file: IO) -> bool:

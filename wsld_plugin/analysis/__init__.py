@@ -8,6 +8,14 @@ from .bias_variance import (
 )
 from .drawing import plot_runs
 from .errors import AnalysisError
+from .experiments import (
+    Difference,
+    Experiment,
+    draw_experiments,
+    experiment_rows,
+    paired_difference,
+    readable_experiments,
+)
 from .history import History, read_config, read_history
 from .predictions import (
     SPLITS,
@@ -48,6 +56,8 @@ from .tables import csv_table, markdown_table, mean_and_deviation, readable
 __all__ = [
     'SPLITS',
     'AnalysisError',
+    'Difference',
+    'Experiment',
     'History',
     'LossSettings',
     'Samples',
@@ -60,11 +70,13 @@ __all__ = [
     'decompose',
     'decomposition_rows',
     'draw_decomposition',
+    'draw_experiments',
     'draw_runs',
     'draw_samples',
     'draw_shares',
     'draw_weights',
     'evaluation_loader',
+    'experiment_rows',
     'heading',
     'image',
     'inspect_batch',
@@ -76,6 +88,7 @@ __all__ = [
     'mean_and_deviation',
     'method_name',
     'page',
+    'paired_difference',
     'paragraph',
     'picture',
     'plot_runs',
@@ -83,6 +96,7 @@ __all__ = [
     'read_history',
     'read_runs',
     'readable',
+    'readable_experiments',
     'readable_rows',
     'readable_runs',
     'run_rows',

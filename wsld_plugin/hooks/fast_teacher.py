@@ -303,6 +303,11 @@ class FastBackbone:
         return outputs, _apart((args, kwargs), before) == 0
 
 
+# What a network's code may raise when it is called on torch.fx's proxies.
+_UNTRACEABLE = (ArithmeticError, AttributeError, LookupError, RuntimeError,
+                TypeError, ValueError)
+
+
 def _folded(copy: Callable[[], nn.Module]) -> nn.Module | None:
     """A copy with BatchNorm folded into convolutions, if that is possible.
 
@@ -316,7 +321,7 @@ def _folded(copy: Callable[[], nn.Module]) -> nn.Module | None:
     network: nn.Module = copy()
     try:
         network = fuse(network, inplace=True)
-    except Exception:  # Whatever the network's code does on being traced.
+    except _UNTRACEABLE:
         network = copy()
         try:
             fuse_conv_bn(network)

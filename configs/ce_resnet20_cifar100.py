@@ -1,0 +1,9 @@
+# resnet20 without a teacher, CIFAR-100.
+_base_ = [
+    './_base_/models/resnet20_cifar.py',
+    './_base_/datasets/cifar100_bs64.py',
+    './_base_/schedules/cifar100.py',
+    './_base_/runtime.py',
+]
+
+model = _base_.resnet20

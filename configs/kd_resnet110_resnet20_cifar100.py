@@ -1,0 +1,8 @@
+# Soft labels without weights, resnet110 to resnet20, CIFAR-100. Train
+# ce_resnet110_cifar100.py first.
+_base_ = [
+    './_base_/pairs/resnet110_resnet20_cifar100.py',
+    './_base_/distill/kd_cifar100.py',
+]
+
+model = _base_.pair

@@ -1,0 +1,7 @@
+# WSLD, resnet110 to resnet20, CIFAR-100. Train ce_resnet110_cifar100.py first.
+_base_ = [
+    './_base_/pairs/resnet110_resnet20_cifar100.py',
+    './_base_/distill/wsld_cifar100.py',
+]
+
+model = _base_.pair
