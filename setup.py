@@ -85,7 +85,7 @@ setup(
         'deploy': ['onnx', 'onnxruntime', 'onnxscript'],
         # Decodes the part of a JPEG that a crop needs; no GPU is used.
         'data': ['nvidia-nvimgcodec-cu12; sys_platform == "linux"'],
-        'test': ['pytest', 'pytest-timeout'],
+        'test': ['pytest', 'pytest-timeout', 'pytest-xdist', 'tensorboard'],
         'lint': ['ruff', 'mypy'],
     },
 )

@@ -1,6 +1,6 @@
-"""Run the tests in the repository's own environment.
+"""Run the tests in the repository's own environment, two at a time.
 
-Takes pytest's arguments.
+Takes pytest's arguments; `-n 0` runs one after another.
 """
 from __future__ import annotations
 
@@ -12,5 +12,9 @@ import environment
 if __name__ == '__main__':
     environment.enter(__file__)
     os.chdir(environment.ROOT)
-    os.execv(sys.executable,
-             [sys.executable, '-m', 'pytest', *sys.argv[1:]])
+    # Each test process has a core of its own.
+    os.environ.setdefault('OMP_NUM_THREADS', '1')
+    os.execv(sys.executable, [
+        sys.executable, '-m', 'pytest', '-n', '2', '--dist', 'loadfile',
+        *sys.argv[1:]
+    ])

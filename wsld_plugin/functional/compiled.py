@@ -24,18 +24,20 @@ _LINEAR_BITS = 64.0
 
 
 def _not_label(logits: Tensor, label: Tensor) -> Tensor:
-    classes = torch.arange(logits.shape[1], device=logits.device)
+    classes = torch.arange(
+        logits.shape[1], device=label.device, dtype=label.dtype)
     return classes.view(-1, *[1] * (logits.dim() - 2)) != label
 
 
-def _relative_to_label(logits: Tensor, mask: Tensor, label: Tensor,
-                       bits: float, dtype: torch.dtype) -> tuple[Tensor, ...]:
+def _relative_to_label(logits: Tensor, mask: Tensor, bits: float,
+                       dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Logits below the other classes' largest, that one, label's margin."""
     scaled = logits.to(dtype) * bits
     # Finite, because 0 * -inf would spoil the sums.
     a = torch.where(mask, scaled, torch.finfo(dtype).min / 2**24)
     top = a.amax(1, keepdim=True)
-    return a - top, top, scaled.gather(1, label) - top
+    # Summed rather than gathered: it is part of the sweep for the sums.
+    return a - top, top, _sum(torch.where(mask, 0.0, scaled)) - top
 
 
 def _sum(terms: Tensor) -> Tensor:
@@ -62,8 +64,8 @@ class _CompiledWSLD(torch.autograd.Function):
         dtype = scale.dtype
         bits = 1 / (tau * _LN2)
         mask = _not_label(student, label)
-        a_s, top_s, x_s = _relative_to_label(student, mask, label, bits, dtype)
-        a_t, top_t, x_t = _relative_to_label(teacher, mask, label, bits, dtype)
+        a_s, top_s, x_s = _relative_to_label(student, mask, bits, dtype)
+        a_t, top_t, x_t = _relative_to_label(teacher, mask, bits, dtype)
         q_s, q_t = a_s.exp2(), a_t.exp2()
         total_s, total_t = _sum(q_s), _sum(q_t)
         ce_s, k_s = _cross_entropy(x_s, total_s)
@@ -117,7 +119,8 @@ def compiled_wsld_loss(student: Tensor, teacher: Tensor, gt_labels: Tensor,
     if has_class_indices(gt_labels):
         valid = gt_labels != ignore_index
         scale = (valid * factor).unsqueeze(1)
-        label = gt_labels.masked_fill(~valid, 0).unsqueeze(1)
+        # A class that does not exist does no harm in rows that do not count.
+        label = gt_labels.unsqueeze(1)
         weight = None
     else:
         weight = wsld_weight(student, teacher, gt_labels, eps).unsqueeze(1)
@@ -125,6 +128,7 @@ def compiled_wsld_loss(student: Tensor, teacher: Tensor, gt_labels: Tensor,
         scale = factor.expand(weight.shape)
         # Any class serves as y; the likeliest loses no digits.
         label = gt_labels.argmax(1, keepdim=True)
-    rows = _CompiledWSLD.apply(student, teacher, label, weight, scale, tau,
-                               eps)
+    # Compared with each class: the fewer bits, the more at once.
+    rows = _CompiledWSLD.apply(student, teacher, label.int(), weight, scale,
+                               tau, eps)
     return rows.sum() if total else rows
