@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config, DictAction
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import DATASETS, MODELS, DefaultScope
 from mmengine.runner import Runner
 from mmpretrain.apis.model import ModelHub
 from PIL import Image
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / 'configs'
 CONFIGS = sorted(FOLDER.glob('*.py'))
 MAIN = FOLDER / 'wsld_r34_r18_in1k.py'
-NAME = re.compile(r'(ce|kd_[a-z0-9-]+|wsld_[a-z0-9-]+)_[a-z0-9-]+_'
+NAME = re.compile(r'(ce|(kd|dkd|dist|wsld)_[a-z0-9-]+)_[a-z0-9-]+_'
                   r'[a-z0-9]+(-[a-z0-9]+)*\.py')
 # Teacher and student of the CIFAR-100 configs, and the learning rate.
 PAIRS = {
@@ -72,7 +72,21 @@ def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def small_run(config: Path, imagenet: Path, work_dir: Path) -> dict[str, Any]:
+@pytest.fixture(scope='module')
+def cifar10(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Noise in CIFAR-10's layout: few files, but as many classes."""
+    root = tmp_path_factory.mktemp('cifar10')
+    rng = np.random.default_rng(0)
+    for split, count in (('train', 100), ('val', 20)):
+        for index in range(count):
+            path = root / split / f'class{index % 10}' / f'{index}.jpg'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(
+                256, size=(32, 32, 3), dtype=np.uint8)).save(path)
+    return root
+
+
+def small_run(config: Path, pictures: Path, work_dir: Path) -> dict[str, Any]:
     """Overrides that make a shipped config run here, and nothing else."""
     options: dict[str, Any] = {
         'work_dir': str(work_dir),
@@ -93,12 +107,19 @@ def small_run(config: Path, imagenet: Path, work_dir: Path) -> dict[str, Any]:
         }
     if 'in1k' in config.name:
         options |= {
-            f'{split}_dataloader.dataset.data_root': str(imagenet)
+            f'{split}_dataloader.dataset.data_root': str(pictures)
             for split in ('train', 'val', 'test')
         }
         if config.stem.endswith('-cached'):
             root = options.pop('train_dataloader.dataset.data_root')
             options['train_dataloader.dataset.dataset.data_root'] = root
+    if 'cifar10' in config.name:
+        options |= {
+            f'{place}.data_root': str(pictures)
+            for place in ('train_dataloader.dataset.dataset',
+                          'val_dataloader.dataset.dataset',
+                          'test_dataloader.dataset')
+        }
     return options
 
 
@@ -117,10 +138,11 @@ def make_cache(config: Path, options: dict[str, Any],
     'config', [path for path in CONFIGS if 'cifar100' not in path.name],
     ids=lambda path: path.name)
 def test_config_builds_and_learns(config: Path, imagenet: Path,
-                                  tmp_path: Path,
+                                  cifar10: Path, tmp_path: Path,
                                   call_tool: Callable[..., None]) -> None:
     cfg = Config.fromfile(config)
-    options = small_run(config, imagenet, tmp_path)
+    options = small_run(
+        config, cifar10 if 'cifar10' in config.name else imagenet, tmp_path)
     if config.stem.endswith('-cached'):
         make_cache(config, options, call_tool)
     cfg.merge_from_dict(options)
@@ -135,10 +157,9 @@ def test_config_builds_and_learns(config: Path, imagenet: Path,
     loss, losses = model.parse_losses(model(**data, mode='loss'))
     loss.backward()
     names = {key for key in losses if 'loss' in key and key != 'loss'}
-    distilled = {'kd': {'distill.loss_kd'}, 'wsld': {'distill.loss_wsld'}}
     method = config.name.split('_')[0]
-    assert {name for name in names
-            if name.startswith('distill')} == distilled.get(method, set())
+    assert {name for name in names if name.startswith('distill')
+            } == (set() if method == 'ce' else {f'distill.loss_{method}'})
     assert all(torch.isfinite(losses[name]) for name in names)
     # Every weight of the student takes part, so that DDP need not search for
     # those that do not.
@@ -291,6 +312,44 @@ def test_the_cifar100_recipe(pair: tuple[str, str]) -> None:
     assert cfg.model.teacher_ckpt == (
         f'work_dirs/{file.stem}/epoch_{ce.train_cfg.max_epochs}.pth')
     assert ce.optim_wrapper.optimizer.lr == 0.05
+
+
+@pytest.mark.parametrize('method', ['kd', 'dkd', 'dist'])
+@pytest.mark.parametrize('pair', ['r34_r18_digits', 'resnet20_resnet8_cifar10'])
+def test_peers_differ_in_the_method_alone(method: str, pair: str) -> None:
+    different = compare(f'{method}_{pair}.py', f'wsld_{pair}.py')
+    assert {
+        path for path in different if not path.startswith('model.distiller.')
+    } == {'custom_hooks'}
+    losses = f'model.distiller.distill_losses.loss_{method}'
+    # Nothing of WSLD is left.
+    assert losses in different
+    assert different['model.distiller.distill_losses.loss_wsld'][1] is None
+
+
+def test_cifar10_is_chosen_and_reported_on_other_pictures(
+        cifar10: Path) -> None:
+    cfg = Config.fromfile(FOLDER / 'wsld_resnet20_resnet8_cifar10.py')
+    files = {}
+    for split in ('train', 'val', 'test'):
+        dataset = cfg[f'{split}_dataloader'].dataset
+        dataset.get('dataset', dataset).data_root = str(cifar10)
+        with DefaultScope.overwrite_default_scope('mmpretrain'):
+            built = DATASETS.build(dataset)
+        built.full_init()
+        files[split] = {
+            built.get_data_info(index)['img_path']
+            for index in range(len(built))
+        }
+    assert [len(files[split]) for split in files] == [20, 4, 20]
+    assert not files['train'] & files['val']
+    assert all('/val/' in path for path in files['test'])
+    assert all('/train/' in path for path in files['train'] | files['val'])
+    ce = Config.fromfile(FOLDER / 'ce_resnet20_cifar10.py')
+    assert ce.model == cfg.model.teacher
+    assert cfg.model.teacher_ckpt == (
+        f'work_dirs/ce_resnet20_cifar10/epoch_{ce.train_cfg.max_epochs}.pth')
+    assert ce.param_scheduler[1].end == ce.train_cfg.max_epochs
 
 
 PAGE = (ROOT / 'docs' / 'reproduction.md').read_text()
