@@ -19,6 +19,7 @@ import torch
 from command_line import (
     add_common_arguments,
     fail,
+    leave_group,
     one_line_errors,
     prepare_devices,
     read_config,
@@ -354,6 +355,7 @@ def main() -> None:
             if args.verify:
                 verify(cfg, teacher, views, args.verify)
             print(folder)
+    leave_group()
 
 
 if __name__ == '__main__':

@@ -112,6 +112,16 @@ def prepare_devices(cfg: Config) -> None:
         fail(error)
 
 
+def leave_group() -> None:
+    """Leave the other processes of a distributed run, at its end.
+
+    Without it, gloo's threads may be at work when Python ends, which aborts
+    the process now and then (seen on torch 2.15, with two launchers).
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def fail(message: object) -> NoReturn:
     """Leave with exit code 1 and one line on stderr."""
     line = ' '.join(str(message).split())

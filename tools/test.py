@@ -9,6 +9,7 @@ import mmengine
 from command_line import (
     add_common_arguments,
     fail,
+    leave_group,
     one_line_errors,
     prepare_devices,
     read_config,
@@ -131,6 +132,7 @@ def main() -> None:
         if args.out_item == 'metrics':
             mmengine.dump(metrics, args.out)
         print(json.dumps(metrics))
+    leave_group()
 
 
 if __name__ == '__main__':

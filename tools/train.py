@@ -7,6 +7,7 @@ import torch
 from command_line import (
     add_common_arguments,
     fail,
+    leave_group,
     one_line_errors,
     prepare_devices,
     read_config,
@@ -97,6 +98,7 @@ def main() -> None:
         prepare_devices(cfg)
         build = RUNNERS.build if 'runner_type' in cfg else Runner.from_cfg
         build(cfg).train()
+    leave_group()
 
 
 if __name__ == '__main__':

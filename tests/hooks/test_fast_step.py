@@ -187,7 +187,7 @@ def test_the_first_loss_is_the_same(config: Config,
     assert "the CPU's fused SGD copies gradients" in fast.said
     assert state(fast.runner) == before
     info, = fast.said.splitlines()
-    apart = re.search(r'folded, .* off by up to (\S+) of', info)
+    apart = re.search(r'folded .* off by up to (\S+) of', info)
     assert apart and 0 < float(apart[1]) < 1e-4
 
 
@@ -324,6 +324,16 @@ def test_what_is_followed_is_folded_rightly(config: Config) -> None:
     assert 'teacher: folded' in fast.said
     assert fast.watch.losses[0] == pytest.approx(
         slow.watch.losses[0], rel=1e-6)
+
+
+def test_what_comes_after_another_block_is_folded_too(config: Config) -> None:
+    # Pre-activation: in each of three blocks the second BatchNorm follows a
+    # convolution; the others follow sums, or what a sum needs, too.
+    config.model.teacher.backbone = dict(
+        type='WideResNet', depth=10, widen_factor=1)
+    config.model.teacher.head.in_channels = 64
+    fast = Run(config, FAST).train()
+    assert 'teacher: folded 3 of 7 BatchNorms' in fast.said
 
 
 @pytest.mark.parametrize('width, said', [(16, 'folded copy of the teacher'),

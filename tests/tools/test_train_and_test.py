@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -80,6 +81,29 @@ def test_two_processes_test_alike(trained: Path, start_tool: Start,
     lines = [line for line in output.splitlines() if line.startswith('{"acc')]
     assert [json.loads(line)['accuracy/top1'] for line in lines
             ] == [scalars(trained)[-1]['accuracy/top1']]
+
+
+def test_two_machines_train_as_one(start_tool: Start, tmp_path: Path,
+                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(('', 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv('NNODES', '2')
+    monkeypatch.setenv('MASTER_ADDR', '127.0.0.1')
+    monkeypatch.setenv('PORT', str(port))
+    machines = []
+    for rank in range(2):
+        monkeypatch.setenv('NODE_RANK', str(rank))
+        machines.append(
+            start_tool('dist_train.sh', DISTILLATION, 1, '--work-dir',
+                       tmp_path, '--cfg-options', 'train_cfg.max_epochs=1'))
+    for machine in machines:
+        output, _ = machine.communicate(timeout=300)
+        assert machine.returncode == 0, output[-3000:]
+    # Half of the 128 scans each, in batches of 16.
+    assert [entry['step'] for entry in scalars(tmp_path) if 'lr' in entry
+            ] == [1, 2, 3, 4]
+    assert (tmp_path / 'epoch_1.pth').exists()
 
 
 def test_outputs(exported: Path, call_tool: Call, tmp_path: Path,

@@ -12,6 +12,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 # Recorders that read a module's inputs, outputs or parameters. All others
 # replace functions, which may be used anywhere in a network.
@@ -208,8 +209,11 @@ class FastBackbone:
             if wanted:
                 _warn('teacher_dtype and compile_teacher are without effect.')
             return self._original
+        kept = sum(isinstance(part, _BatchNorm) for part in network.modules())
+        how = (f'folded {len(norms) - kept} of {len(norms)} BatchNorms'
+               if fold else 'copied')
         self.done.append(
-            f'teacher: {"folded" if fold else "copied"}'
+            f'teacher: {how}'
             f'{", channels last" if self._channels_last else ""}, outputs '
             f'off by up to {apart:.1e} of their spread')
         return self._change_numbers(network, expected, args, kwargs)
@@ -319,6 +323,11 @@ def _folded(copy: Callable[[], nn.Module]) -> nn.Module | None:
     from mmcv.cnn import fuse_conv_bn
     from torch.fx.experimental.optimization import fuse
     network: nn.Module = copy()
+    for part in network.modules():
+        # torch asks for it. To convolutions the mode means nothing; other
+        # modules, such as dropped paths, keep the mode that they train in.
+        if isinstance(part, (_ConvNd, nn.Linear)):
+            part.eval()
     try:
         network = fuse(network, inplace=True)
     except _UNTRACEABLE:
