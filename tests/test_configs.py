@@ -315,7 +315,8 @@ def test_the_cifar100_recipe(pair: tuple[str, str]) -> None:
 
 
 @pytest.mark.parametrize('method', ['kd', 'dkd', 'dist'])
-@pytest.mark.parametrize('pair', ['r34_r18_digits', 'resnet20_resnet8_cifar10'])
+@pytest.mark.parametrize('pair',
+                         ['r34_r18_digits', 'resnet20_resnet8_cifar10'])
 def test_peers_differ_in_the_method_alone(method: str, pair: str) -> None:
     different = compare(f'{method}_{pair}.py', f'wsld_{pair}.py')
     assert {

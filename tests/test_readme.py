@@ -27,6 +27,10 @@ RUN_BY = {
     'python tools/export_student.py': 'tests/tools',
     'python tools/download_checkpoints.py': 'tests/tools',
     'python tools/complexity.py': 'tests/tools',
+    'python tools/train.py': 'tests/tools',
+    'python tools/cache_teacher.py': 'tests/tools',
+    'python tools/analyze.py': 'tests/tools',
+    'python tools/experiments.py': 'tests/tools',
 }
 
 
@@ -79,9 +83,25 @@ def test_the_change_to_a_pipeline_builds_the_loss() -> None:
 
 
 def test_every_config_is_listed() -> None:
+    # The page that the README sends to for the pairs on CIFAR-100.
+    page = (ROOT / 'docs' / 'reproduction.md').read_text()
     configs = {path.stem for path in (ROOT / 'configs').glob('*.py')}
-    assert {name for name in configs if f'({"configs/" + name}.py)'
-            not in README} == set()
+    assert {
+        name for name in configs
+        if f'(configs/{name}.py)' not in README
+        and f'(../configs/{name}.py)' not in page
+    } == set()
+
+
+@pytest.mark.parametrize(
+    'page', sorted((ROOT / 'docs').glob('*.md')), ids=lambda path: path.name)
+def test_pages_link_what_is_there(page: Path) -> None:
+    text = page.read_text()
+    links = re.findall(r'\]\((?!https://)([^)#]+)[^)]*\)', text)
+    assert [
+        link for link in links if not (page.parent / link).exists()
+    ] == []
+    assert f'(docs/{page.name})' in README
 
 
 def test_every_room_is_on_the_map() -> None:

@@ -25,7 +25,9 @@ def show(title: str, rows: Sequence[Mapping[str, Any]],
     """Print a table; the first column is a name."""
     table = Table(title=title)
     for number, heading in enumerate(rows[0]):
-        table.add_column(heading, justify='right' if number else 'left')
+        # Names that are cut could not be told apart.
+        table.add_column(
+            heading, justify='right' if number else 'left', overflow='fold')
     for row in rows:
         table.add_row(*(escape(readable(value)) for value in row.values()))
     console.print(table)

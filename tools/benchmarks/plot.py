@@ -13,7 +13,6 @@ from pathlib import Path
 import matplotlib
 import matplotlib.pyplot as plt
 from measuring import RESULTS
-
 from step import PAIRS, PARTS, VARIANTS
 
 Rows = dict[str, dict[str, str]]

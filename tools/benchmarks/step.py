@@ -140,7 +140,8 @@ def make_config(pair: str,
         model = model.architecture
     dataset = dict(
         type='RandomPictures',
-        number=batch,
+        # The sampler deals them out to the processes.
+        number=batch * int(os.environ.get('WORLD_SIZE', 1)),
         size=size,
         classes=classes,
         pipeline=[dict(type='PackInputs')])
