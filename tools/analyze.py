@@ -262,6 +262,11 @@ def bias_variance(args: argparse.Namespace, console: Console) -> None:
     }
     if len(configs) < len(args.configs):
         fail('the configs must have different names')
+    for name, cfg in configs.items():
+        # The pipeline is that of val.
+        for split in ('val', args.split):
+            if not cfg.get(f'{split}_dataloader'):
+                fail(f'{name} has no {split}_dataloader')
     compare_training_sets(configs)
     epochs = {
         name: measured_epochs(name, cfg, args.interval)

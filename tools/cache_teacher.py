@@ -106,9 +106,12 @@ class Teacher(NamedTuple):
     def answer(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Preprocessed inputs and the logits that a recorder would get."""
         recorded: list[Any] = []
-        handle = self.network.get_submodule(
-            self.cached.source).register_forward_hook(
-                lambda module, args, output: recorded.append(output))
+        try:
+            source = self.network.get_submodule(self.cached.source)
+        except AttributeError as error:
+            fail(f'model.teacher.source={self.cached.source}: {error}')
+        handle = source.register_forward_hook(
+            lambda module, args, output: recorded.append(output))
         try:
             with torch.no_grad():
                 data = self.preprocessor(batch, True)

@@ -219,8 +219,8 @@ class Crew:
                 self.waiting.remove(run)
                 self.fail(run, f'{short(run.work_dir)} needs '
                           f'{run.needs.title}, which failed')
-            elif (self.free and (run.needs is None or run.needs.finished)
-                  and self.start(run)):
+            elif (self.free and (run.needs is None or run.needs.finished
+                                 or run.finished) and self.start(run)):
                 self.waiting.remove(run)
 
     def start(self, run: Run) -> bool:
@@ -241,7 +241,7 @@ class Crew:
             if run not in self.busy:
                 self.busy.add(run)
                 self.bars.console.print(
-                    f'Waiting: {error}', soft_wrap=True)
+                    f'Waiting: {error}', soft_wrap=True, markup=False)
             return False
         del self.free[0]
         self.say('Testing ' if testing else 'Training', run)
@@ -293,13 +293,17 @@ class Crew:
     def fail(self, run: Run, why: str) -> None:
         """Count a run that cannot be done."""
         self.failed[run] = why
-        self.bars.console.print(f'Failed   {why}', soft_wrap=True)
+        # What a log ends with may look like markup, as torch's [rank0].
+        self.bars.console.print(
+            f'Failed   {why}', soft_wrap=True, markup=False)
         self.tell_state()
 
     def say(self, what: str, run: Run, more: str = '') -> None:
         """Print a line about a run."""
         self.bars.console.print(
-            f'{what} {short(run.work_dir)}{more}', soft_wrap=True)
+            f'{what} {short(run.work_dir)}{more}',
+            soft_wrap=True,
+            markup=False)
 
     def tell_state(self) -> None:
         """Print how far it is, where no bar shows it."""

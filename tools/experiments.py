@@ -112,10 +112,13 @@ def run_plan(args: argparse.Namespace, console: Console) -> None:
     if not launcher.is_first:
         fail(f'NODE_RANK={os.environ["NODE_RANK"]}: only the first machine '
              'runs a plan; here, pipe the output of --dry-run to bash')
-    left = [run for run in plan.all_runs if not run.done]
+    left = plan.left
     for run in plan.all_runs:
-        if run.done:
-            console.print(f'Reused   {short(run.work_dir)}', soft_wrap=True)
+        if run not in left:
+            console.print(
+                f'Reused   {short(run.work_dir)}',
+                soft_wrap=True,
+                markup=False)
     if not left:
         return
     crew = Crew(left, console, launcher, slots(launcher, args.jobs, left))
@@ -155,7 +158,7 @@ def refuse_changed(plan: Plan) -> None:
 
 def commands(plan: Plan, launcher: Launcher) -> Iterator[Command]:
     """What is left to do, in an order in which it can be done."""
-    for run in plan.all_runs:
+    for run in plan.left:
         if not run.finished:
             yield launcher.train(run)
         # The first machine tests alone.
@@ -171,8 +174,7 @@ def report(args: argparse.Namespace, console: Console) -> None:
         for name, seeds in plan.runs.items()
     }
     missing = [(run, state_of(run)) for run in plan.all_runs
-               if not run.trained or (run.tests and not run.test_file.exists())
-               ]
+               if not (run.trained and run.tested)]
     found = [run.work_dir for runs in finished.values() for run in runs]
     if not found:
         fail(f'no run of the plan {plan.name} is finished')

@@ -82,7 +82,12 @@ class Run(Training):
     @property
     def done(self) -> bool:
         """Whether nothing is left to do."""
-        return self.finished and (not self.tests or self.test_file.exists())
+        return self.finished and self.tested
+
+    @property
+    def tested(self) -> bool:
+        """Whether the test split was evaluated, if it is to be."""
+        return not self.tests or self.test_file.exists()
 
     @property
     def changed(self) -> str | None:
@@ -198,6 +203,21 @@ class Plan:
         return sorted(runs, key=lambda run: (_depth(run), run.seed))
 
     @property
+    def left(self) -> list[Run]:
+        """What is still to be trained or tested, in the same order.
+
+        A checkpoint that somebody removed is missed only where a run that is
+        left needs it.
+        """
+        left = {run for run in self.all_runs
+                if not (run.trained and run.tested)}
+        for run in reversed(self.all_runs):
+            if (run in left and not run.finished and run.needs is not None
+                    and not run.needs.finished):
+                left.add(run.needs)
+        return [run for run in self.all_runs if run in left]
+
+    @property
     def teachers(self) -> set[str]:
         """Runs that others need."""
         return {run.needs.name for run in self.all_runs if run.needs}
@@ -264,7 +284,7 @@ class _Reader:
                 needs = spec.get('needs')
                 if needs is None:
                     teachers = None
-                elif needs not in specs:
+                elif not isinstance(needs, str) or needs not in specs:
                     self.fail(f'{where}.needs',
                               f'one of {", ".join(specs)}', needs)
                 elif needs in runs:
@@ -280,7 +300,7 @@ class _Reader:
         if not isinstance(compare, list):
             self.fail('compare', 'a list of runs', compare)
         for name in compare:
-            if name not in runs:
+            if not isinstance(name, str) or name not in runs:
                 self.fail('compare', f'some of {", ".join(runs)}', name)
         ordered = {name: runs[name] for name in specs}
         return Plan(self.name, ordered, compare, self.published)

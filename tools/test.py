@@ -4,6 +4,7 @@ from __future__ import annotations
 import argparse
 import json
 from copy import deepcopy
+from pathlib import Path
 
 import mmengine
 from command_line import (
@@ -26,6 +27,7 @@ from wsld_plugin.checkpoints import (
     read_checkpoint,
     student_model,
     student_weights,
+    write_atomically,
 )
 
 
@@ -130,7 +132,11 @@ def main() -> None:
         metrics = runner.test()
     if is_main_process():
         if args.out_item == 'metrics':
-            mmengine.dump(metrics, args.out)
+            # Complete or not at all: experiments.py takes it for the result.
+            out = Path(args.out)
+            data = mmengine.dump(metrics, file_format=out.suffix[1:])
+            write_atomically(
+                out, data if isinstance(data, bytes) else data.encode())
         print(json.dumps(metrics))
     leave_group()
 

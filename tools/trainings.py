@@ -92,6 +92,17 @@ class Training:
                 and mark.get('finished', False) and self.checkpoint.exists())
 
     @property
+    def validated(self) -> bool:
+        """Whether the last epoch was validated, if the config asks for it."""
+        cfg = self.cfg
+        if not (cfg.get('val_cfg') is not None and cfg.get('val_dataloader')):
+            return True
+        # mmengine's default interval is 1.
+        return (self.epochs % cfg.train_cfg.get('val_interval', 1) > 0
+                or self.epochs < cfg.train_cfg.get('val_begin', 1)
+                or self.epochs in self.history().validations)
+
+    @property
     def occupied(self) -> bool:
         """Whether the folder holds a training that is not this one."""
         held = self._mark.get('training')
@@ -133,9 +144,13 @@ class Training:
                 left behind when this program was killed.
         """
         with self._locked_log() as log:
-            if self._mark.get('training') != self._digest:
+            if (self._mark.get('training') != self._digest
+                    # Its checkpoint was removed.
+                    or self._mark.get('finished', False)):
                 self._discard()
                 log.truncate(0)
+            elif self.checkpoint.exists() and not self.validated:
+                self._step_back()
             self._write_mark(finished=False)
             return _launch(command or self.command, log, threads, environment)
 
@@ -208,6 +223,23 @@ class Training:
         """What else is written down when a training starts or ends."""
         return {}
 
+    def _step_back(self) -> None:
+        """Forget the last epoch, which was killed while it was validated.
+
+        mmengine saves first, and does not validate what it resumes.
+        """
+        self.checkpoint.unlink()
+        last = self.work_dir / 'last_checkpoint'
+        epochs = {
+            int(path.stem.split('_')[1]): path
+            for path in self.work_dir.glob('epoch_*.pth')
+            if path.stem.split('_')[1].isdecimal()
+        }
+        if epochs:
+            write_atomically(last, str(epochs[max(epochs)]).encode())
+        else:
+            last.unlink(missing_ok=True)
+
     def _discard(self) -> None:
         """Remove what another training left and this one might mistake."""
         for pattern in ('epoch_*.pth', 'last_checkpoint', '*.npy'):
@@ -238,7 +270,9 @@ def train(trainings: Sequence[Training],
     for training in trainings:
         if training.finished:
             console.print(
-                f'Reused   {short(training.work_dir)}', soft_wrap=True)
+                f'Reused   {short(training.work_dir)}',
+                soft_wrap=True,
+                markup=False)
     waiting = [
         training for training in trainings if not training.finished
     ]
@@ -254,7 +288,8 @@ def train(trainings: Sequence[Training],
                     if not console.is_terminal:
                         console.print(
                             f'Training {short(training.work_dir)}',
-                            soft_wrap=True)
+                            soft_wrap=True,
+                            markup=False)
                     task = progress.add_task(
                         f'Training {short(training.work_dir)}',
                         total=training.epochs,
@@ -283,7 +318,8 @@ def train(trainings: Sequence[Training],
                         f'{last_accuracy(training.history())}% after '
                         f'{training.epochs} epochs, '
                         f'{duration(time.monotonic() - began)}',
-                        soft_wrap=True)
+                        soft_wrap=True,
+                        markup=False)
     finally:
         for process, _, _ in running.values():
             process.terminate()

@@ -9,6 +9,7 @@ import oracle
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
 
 from wsld_plugin import analysis
 from wsld_plugin.analysis import AnalysisError, LossSettings
@@ -120,6 +121,33 @@ def test_training_samples_are_read_as_those_of_val() -> None:
     ]
     with pytest.raises(AnalysisError, match='split must be'):
         analysis.evaluation_loader(cfg, 'dev')
+
+
+def test_networks_see_what_they_were_trained_on() -> None:
+    cfg = Config.fromfile(CONFIGS / 'ce_r18_digits.py')
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        weights = MODELS.build(cfg.model).state_dict()
+    # Where mmpretrain's own configs have it.
+    cfg.data_preprocessor = cfg.model.pop('data_preprocessor')
+    cfg.data_preprocessor.mean = [1.0, 2.0, 3.0]
+    network = analysis.student_network(
+        cfg, dict(state_dict=weights), 'student')
+    assert network.data_preprocessor.mean.flatten().tolist() == [1, 2, 3]
+
+
+def test_teacher_of_a_cache_is_the_one_that_answered(tmp_path: Path) -> None:
+    cfg = Config.fromfile(CONFIGS / 'wsld_r34_r18_digits-cached.py')
+    path = tmp_path / 'teacher.pth'
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        expected = MODELS.build(cfg.model.teacher.teacher)
+    torch.save(expected.state_dict(), path)
+    cfg.model.teacher.teacher_ckpt = str(path)
+    network = analysis.teacher_network(cfg, {}, 'student')
+    for name, value in expected.state_dict().items():
+        assert torch.equal(network.state_dict()[name].cpu(), value)
+    cfg.model.teacher.teacher_ckpt = None
+    with pytest.raises(AnalysisError, match='model.teacher.teacher_ckpt is'):
+        analysis.teacher_network(cfg, dict(state_dict={}), 'student')
 
 
 def test_picture_is_drawn_in_its_colours() -> None:

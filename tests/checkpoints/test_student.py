@@ -167,6 +167,8 @@ def test_config_path_of_the_student_is_resolved() -> None:
                 pretrained=False)))
     assert student['backbone']['depth'] == 18
     assert student['_scope_'] == 'mmpretrain'
+    # It stands beside the model there.
+    assert student['data_preprocessor']['mean'] == [123.675, 116.28, 103.53]
 
 
 def test_file_without_a_dictionary_is_refused(tmp_path: Path) -> None:

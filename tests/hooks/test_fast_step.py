@@ -1,6 +1,7 @@
 """FastStepHook: the same training, and where a lever must not be pulled."""
 from __future__ import annotations
 
+import math
 import re
 import socket
 import subprocess
@@ -9,7 +10,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from wsld_plugin import compat
 from wsld_plugin.checkpoints import read_checkpoint
 from wsld_plugin.hooks import FastStepHook
-from wsld_plugin.hooks.fast_teacher import use_channels_last
+from wsld_plugin.hooks.fast_teacher import _apart, use_channels_last
 from wsld_plugin.hooks.fused_sgd import fuse_sgd
 
 FAST = dict(type='FastStepHook')
@@ -348,6 +349,103 @@ def test_what_folds_wrongly_is_not_folded(config: Config, width: int,
     assert 'teacher: copied' in fast.said
     assert fast.watch.losses[0] == pytest.approx(
         slow.watch.losses[0], rel=1e-6)
+
+
+@MODELS.register_module()
+class AssertingBackbone(OddBackbone):
+    """Its code checks what torch.fx hands to it."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        assert isinstance(x, Tensor)
+        return super().forward(x)
+
+
+@MODELS.register_module()
+class OptionalBackbone(OddBackbone):
+    """Takes an argument that torch.fx takes for given."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor]:
+        return super().forward(x if mask is None else x * mask)
+
+
+@pytest.mark.parametrize('kind', ['AssertingBackbone', 'OptionalBackbone'])
+def test_what_cannot_be_traced_is_copied(config: Config, kind: str) -> None:
+    config.model.teacher.backbone = dict(
+        type=kind, _scope_='mmengine', width=16)
+    config.model.teacher.head.in_channels = 16
+    slow, fast = Run(config).train(), Run(config, FAST).train()
+    assert 'teacher: copied' in fast.said
+    assert fast.watch.losses[0] == pytest.approx(
+        slow.watch.losses[0], rel=1e-6)
+
+
+@MODELS.register_module()
+class MixingBackbone(OddBackbone):
+    """Convolves with weights that it makes, in float32."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        x, = super().forward(x)
+        kernel = torch.ones(16, 16, 1, 1) / 16
+        return (nn.functional.conv2d(x, kernel), )
+
+
+def test_what_is_no_lower_precision_gets_autocast(config: Config) -> None:
+    config.model.teacher.backbone = dict(
+        type='MixingBackbone', _scope_='mmengine', width=16)
+    config.model.teacher.head.in_channels = 16
+    slow = Run(config).train()
+    # torch.fx would make a weight of what it makes.
+    fast = Run(config, dict(
+        FAST, teacher_dtype='bfloat16', fold_teacher=False)).train()
+    assert 'under autocast in bfloat16 off by up to' in fast.said
+    assert fast.watch.losses[0] == pytest.approx(
+        slow.watch.losses[0], rel=1e-2)
+
+
+@MODELS.register_module()
+class SyncedBackbone(OddBackbone):
+    """Its BatchNorm is as mmengine's `sync_bn='torch'` leaves it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.block.norm = nn.SyncBatchNorm(16)
+
+
+def test_synchronised_batchnorm_is_folded_too(config: Config) -> None:
+    config.model.teacher.backbone = dict(
+        type='SyncedBackbone', _scope_='mmengine', width=16)
+    config.model.teacher.head.in_channels = 16
+    fast = Run(config, FAST).train()
+    assert 'teacher: folded 1 of 1 BatchNorms' in fast.said
+
+
+@MODELS.register_module()
+class CarefulBackbone(OddBackbone):
+    """Notes whether TF32 is allowed where it is run."""
+
+    seen: ClassVar[list[bool]] = []
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        self.seen.append(torch.backends.cudnn.allow_tf32)
+        return super().forward(x)
+
+
+def test_copies_are_compared_without_tf32(config: Config) -> None:
+    config.model.teacher.backbone = dict(
+        type='CarefulBackbone', _scope_='mmengine', width=16)
+    config.model.teacher.head.in_channels = 16
+    CarefulBackbone.seen.clear()
+    assert torch.backends.cudnn.allow_tf32
+    Run(config, FAST).train()
+    assert False in CarefulBackbone.seen
+    assert torch.backends.cudnn.allow_tf32
+
+
+def test_a_nan_in_any_output_shows() -> None:
+    good, bad = torch.randn(3), torch.full((3, ), math.nan)
+    for ours in ((bad, good), (good, bad)):
+        assert math.isnan(_apart(ours, (good, good)))
+    assert _apart((good, good), (good, good)) == 0
 
 
 @MODELS.register_module()

@@ -140,9 +140,17 @@ def test_default_of_top_k() -> None:
         make_manifest(10, 0, count=1)
 
 
+def test_a_build_goes_on_whatever_its_manifest_holds(tmp_path: Path) -> None:
+    manifest = make_manifest(
+        10, None, count=1, preprocessor=dict(mean=(1., 2.), type=dict))
+    for _ in range(2):
+        assert not prepare_cache(tmp_path, manifest)
+
+
 def test_logits_that_are_not_finite_are_refused() -> None:
-    with pytest.raises(ValueError, match='not finite'):
-        encode(torch.tensor([[0., float('inf')]]), torch.tensor([0]), None)
+    with pytest.raises(TeacherCacheError, match='not finite for 1 of 2'):
+        encode(torch.tensor([[0., float('inf')], [0., 1.]]),
+               torch.tensor([0, 0]), None)
 
 
 def test_copies_share_the_file(tmp_path: Path) -> None:

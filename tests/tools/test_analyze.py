@@ -203,6 +203,8 @@ MISTAKES = {
      'model.teacher_ckpt=missing.pth'),
     'tiny_distillation has another training set than tiny_student':
     ('bias-variance', '{student}', '{distillation}'),
+    'tiny_student has no test_dataloader':
+    ('bias-variance', '{student}', '--cfg-options', 'test_dataloader=None'),
     'nothing holds no': ('runs', 'nothing'),
 }
 
@@ -232,6 +234,43 @@ def test_impossible_numbers_are_refused(
         with pytest.raises(SystemExit):
             call_tool('analyze.py', 'bias-variance', STUDENT, option, value)
         assert f'{option}: expected' in capsys.readouterr().err
+
+
+def test_a_validation_that_was_killed_is_made_up_for(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(TOOLS))
+    from rich.console import Console
+    from trainings import Training, train
+
+    def training() -> Training:
+        return Training(
+            STUDENT,
+            tmp_path,
+            options={
+                'train_cfg.max_epochs': 2,
+                'train_cfg.val_interval': 1,
+                'default_hooks.checkpoint.interval': 1,
+                'train_dataloader.dataset.indices': 20,
+                'val_dataloader.dataset.indices': 20,
+            })
+
+    train([training()], Console(), 1)
+    whole = training().history().validations
+    assert set(whole) == {1, 2}
+
+    # mmengine saved the last epoch, and was killed before it had validated
+    # it; its first checkpoint is gone because the run went on to be finished.
+    log, = tmp_path.glob('*/vis_data/scalars.json')
+    lines = log.read_text().splitlines()
+    assert json.loads(lines[-1]).keys() >= {'accuracy/top1', 'step'}
+    log.write_text('\n'.join(lines[:-1]) + '\n')
+    mark = tmp_path / 'training.json'
+    mark.write_text(json.dumps(
+        json.loads(mark.read_text()) | {'finished': False}))
+    assert not training().validated
+    train([training()], Console(), 1)
+    again = training().history().validations
+    assert again[2]['accuracy/top1'] == whole[2]['accuracy/top1']
 
 
 def test_two_processes_do_not_train_one_run(

@@ -169,6 +169,8 @@ def test_killed_resumed_reused_tested_reported(
     assert weights['meta']['epoch'] == 20
 
     # Nothing is done again, and nothing is taken for what it is not.
+    # A checkpoint that nothing needs any more may be removed.
+    (teacher / 'epoch_20.pth').unlink()
     kept = times(folder)
     call_tool('experiments.py', plan)
     assert capsys.readouterr().out.count('Reused') == 3
@@ -215,6 +217,17 @@ def test_waits_for_a_process_that_is_at_it(
         assert (crew.jobs, crew.waiting) == ([], [run])
     assert capsys.readouterr().out.count('Waiting') == 1
     assert list(run.work_dir.iterdir()) == [run.log]
+
+
+def test_what_a_log_ends_with_is_no_markup(
+        capsys: pytest.CaptureFixture) -> None:
+    from crew import Crew, Launcher
+    from plans import read_plan
+    from rich.console import Console
+    run, = read_plan(write(changed(runs={'ce': {'config': STUDENT}}))).all_runs
+    why = '[rank0]: OSError: cannot open [/data/x]'
+    Crew([run], Console(), Launcher(), [{}]).fail(run, why)
+    assert f'Failed   {why}' in capsys.readouterr().out
 
 
 def lines(call_tool: Call, capsys: pytest.CaptureFixture,
@@ -352,6 +365,10 @@ MISTAKES: dict[str, dict[str, Any]] = {
         runs__teacher__seeds=[0, 1]),
     'runs.ce.needs: expected a config with a model.teacher': dict(
         runs__ce__needs='teacher'),
+    "runs.wsld.needs: expected one of teacher, ce, wsld, got ['ce']":
+    dict(runs__wsld__needs=['ce']),
+    "compare: expected some of teacher, ce, wsld, got ['ce']":
+    dict(compare=[['ce']]),
     "runs: expected no run that needs itself in the end, got 'wsld'":
     dict(runs__wsld__needs='wsld'),
     'options.work_dir: expected an option that the runner does not set':

@@ -198,7 +198,8 @@ def main() -> None:
     parser.add_argument(
         '--megabytes', type=int, default=1000, help='of each cache to read')
     parser.add_argument('--threads', type=int, default=1)
-    parser.add_argument('--device', default='cpu')
+    parser.add_argument(
+        '--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument(
         '--folder', help='folder on the disk to measure; that of temporary '
         'files by default')

@@ -101,7 +101,8 @@ def main() -> None:
     parser.add_argument(
         '--repeats', type=int, default=11, help='at least, of each loss')
     parser.add_argument('--threads', type=int, default=1)
-    parser.add_argument('--device', default='cpu')
+    parser.add_argument(
+        '--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument(
         '--no-compile', action='store_true', help='leave torch.compile out')
     parser.add_argument(

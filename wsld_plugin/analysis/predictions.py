@@ -75,7 +75,11 @@ def student_network(cfg: Config, checkpoint: dict[str, Any],
     Raises:
         CheckpointMismatchError: If the weights do not fit.
     """
-    network = _build(cfg, student_model(cfg.model))
+    model = dict(cfg.model)
+    if cfg.get('data_preprocessor'):
+        # As mmengine's Runner does.
+        model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    network = _build(cfg, student_model(model))
     load_weights(network, student_weights(checkpoint['state_dict'], source),
                  source)
     return network
@@ -91,7 +95,8 @@ def teacher_network(cfg: Config, checkpoint: dict[str, Any],
 
     Args:
         cfg: Config of a distillation; the weights are those of its
-            ``model.teacher_ckpt``.
+            ``model.teacher_ckpt``, or of the one that a ``CachedTeacher``
+            names.
         checkpoint: Of the distillation; has the weights where there is no
             ``teacher_ckpt``.
         source: Where the checkpoint came from, for the error message.
@@ -108,9 +113,12 @@ def teacher_network(cfg: Config, checkpoint: dict[str, Any],
     if cfg.model.get('teacher_trainable'):
         raise AnalysisError('model.teacher_trainable is True: a teacher that '
                          'learns is not one and the same at all checkpoints')
-    network = _build(cfg, student_model(dict(architecture=cfg.model.teacher)))
-    if cfg.model.get('teacher_ckpt'):
-        load_strictly(network, cfg.model.teacher_ckpt, 'model.teacher_ckpt')
+    holder, name = cfg.model, 'model.teacher_ckpt'
+    if 'teacher' in cfg.model.teacher:  # of a CachedTeacher
+        holder, name = cfg.model.teacher, 'model.teacher.teacher_ckpt'
+    network = _build(cfg, student_model(dict(architecture=holder.teacher)))
+    if holder.get('teacher_ckpt'):
+        load_strictly(network, holder.teacher_ckpt, name)
         return network
     weights = {
         key[len('teacher.'):]: value
@@ -118,8 +126,8 @@ def teacher_network(cfg: Config, checkpoint: dict[str, Any],
         if key.startswith('teacher.')
     }
     if not weights:
-        raise AnalysisError('model.teacher_ckpt is not set, and there is no '
-                         f'teacher in {source}')
+        raise AnalysisError(f'{name} is not set, and there is no teacher in '
+                            f'{source}')
     load_weights(network, weights, source)
     return network
 

@@ -89,7 +89,11 @@ def student_model(model: dict[str, Any]) -> dict[str, Any]:
     if 'cfg_path' in student:
         from mmengine.hub import get_config
         path = student['cfg_path']
-        student = dict(get_config(path).model, _scope_=path.split('::')[0])
+        config = get_config(path)
+        student = dict(config.model, _scope_=path.split('::')[0])
+        if 'data_preprocessor' in config:
+            # As mmengine's hub does.
+            student['data_preprocessor'] = config.data_preprocessor
     if model.get('data_preprocessor'):
         student['data_preprocessor'] = model['data_preprocessor']
     return student

@@ -50,8 +50,8 @@ class FastStepHook(Hook):
 
     Args:
         channels_last: Lay out 2-dimensional convolutions channels last. Code
-            that calls ``view`` on feature maps, as some feature losses do,
-            needs False.
+            that calls ``view`` on feature maps, as some feature losses and
+            mmpretrain's VGG and AlexNet do, needs False.
         fold_teacher: Run a frozen teacher on a copy of its backbone with
             BatchNorm folded into the convolutions. It must be in evaluation
             mode (``teacher_norm_eval=True``).

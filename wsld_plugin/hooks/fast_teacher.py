@@ -3,9 +3,10 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -32,6 +33,11 @@ _PLAIN_LOSSES = {
 # What torch.compile is known to raise where it does not work.
 _COMPILER_ERRORS = (RuntimeError, AssertionError, AttributeError, ImportError,
                     OSError, TypeError, ValueError)
+
+# What a network's code may raise when torch.fx calls it on proxies, or when
+# it is run in a form that its author did not think of.
+_NETWORK_ERRORS = (ArithmeticError, AssertionError, AttributeError,
+                   LookupError, RuntimeError, TypeError, ValueError)
 
 Forward = Callable[..., Any]
 
@@ -188,12 +194,19 @@ class FastBackbone:
             if copied is None:
                 continue
             network = copied
+            kept = sum(
+                isinstance(part, _BatchNorm) for part in network.modules())
+            if fold and kept == len(norms):
+                self.left.append('teacher not folded: none of its BatchNorms '
+                                 'follows a convolution of its own')
+                continue
             if self._channels_last:
                 use_channels_last(network.parameters())
             try:
                 outputs, untouched = self._try(network, args, kwargs)
-            except RuntimeError as error:
-                # As `view` does on what is not contiguous.
+            except _NETWORK_ERRORS as error:
+                # As `view` does on what is not contiguous, or what torch.fx
+                # made of an optional argument.
                 _warn(f'the copy of the teacher fails: {_first_line(error)}')
                 continue
             apart = _apart(outputs, expected)
@@ -209,7 +222,6 @@ class FastBackbone:
             if wanted:
                 _warn('teacher_dtype and compile_teacher are without effect.')
             return self._original
-        kept = sum(isinstance(part, _BatchNorm) for part in network.modules())
         how = (f'folded {len(norms) - kept} of {len(norms)} BatchNorms'
                if fold else 'copied')
         self.done.append(
@@ -242,18 +254,34 @@ class FastBackbone:
                         kwargs: dict[str, Any]) -> Forward:
         """The levers that were asked for and change numbers."""
         run: Forward = network
+        wrap: Callable[..., Forward] | None = None
         outside = next(self._backbone.parameters()).dtype
         if self._dtype is not None:
-            network.to(self._dtype)
-            run = _in_dtype(network, self._dtype, outside)
-            apart = _apart(self._try(run, args, kwargs)[0], expected)
-            self.done.append(f'in {str(self._dtype)[6:]} off by up to '
-                             f'{apart:.1e}')
+            name = str(self._dtype)[6:]
+            # A network that makes tensors of its own may mix them with its
+            # weights, which autocast allows.
+            for how, wrap in (('in', _in_dtype),
+                              ('under autocast in', _under_autocast)):
+                reduced = network if wrap is _under_autocast else (
+                    copy.deepcopy(network).to(self._dtype))
+                run = wrap(reduced, self._dtype, outside)
+                try:
+                    outputs, _ = self._try(run, args, kwargs)
+                except _NETWORK_ERRORS as error:
+                    why = _first_line(error)
+                    continue
+                network = reduced
+                self.done.append(f'{how} {name} off by up to '
+                                 f'{_apart(outputs, expected):.1e}')
+                break
+            else:
+                run, wrap = network, None
+                self.left.append(f'teacher not in {name}: {why}')
         if self._compiled:
             compiled = _Compiled(network)
             run = compiled
-            if self._dtype is not None:
-                run = _in_dtype(compiled, self._dtype, outside)
+            if wrap is not None:
+                run = wrap(compiled, self._dtype, outside)
             apart = _apart(self._try(run, args, kwargs)[0], expected)
             if compiled.failed:
                 self.left.append('teacher not compiled')
@@ -300,16 +328,11 @@ class FastBackbone:
         args, kwargs = _map(torch.clone, (args, kwargs))
         before = _map(torch.clone, (args, kwargs))
         devices = [weight.device] if weight.is_cuda else []
-        with torch.random.fork_rng(devices), torch.autocast(
+        with torch.random.fork_rng(devices), _without_tf32(), torch.autocast(
                 weight.device.type, enabled=False):
             outputs = run(*_cast(args, weight.dtype),
                           **_cast(kwargs, weight.dtype))
         return outputs, _apart((args, kwargs), before) == 0
-
-
-# What a network's code may raise when it is called on torch.fx's proxies.
-_UNTRACEABLE = (ArithmeticError, AttributeError, LookupError, RuntimeError,
-                TypeError, ValueError)
 
 
 def _folded(copy: Callable[[], nn.Module]) -> nn.Module | None:
@@ -324,13 +347,16 @@ def _folded(copy: Callable[[], nn.Module]) -> nn.Module | None:
     from torch.fx.experimental.optimization import fuse
     network: nn.Module = copy()
     for part in network.modules():
+        if type(part) is nn.SyncBatchNorm:
+            # The same in evaluation, and known to torch.fx.
+            part.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
         # torch asks for it. To convolutions the mode means nothing; other
         # modules, such as dropped paths, keep the mode that they train in.
         if isinstance(part, (_ConvNd, nn.Linear)):
             part.eval()
     try:
         network = fuse(network, inplace=True)
-    except _UNTRACEABLE:
+    except _NETWORK_ERRORS:
         network = copy()
         try:
             fuse_conv_bn(network)
@@ -394,6 +420,26 @@ def _under_autocast(run: Forward, dtype: torch.dtype,
     return forward
 
 
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    """Compare in float32: TF32 rounds folded weights otherwise."""
+    places: tuple[Any, ...] = (torch.backends.cudnn,
+                               torch.backends.cuda.matmul)
+    try:
+        before = [place.allow_tf32 for place in places]
+    except RuntimeError:
+        # Set by torch's newer `fp32_precision`, which forbids the older.
+        yield
+        return
+    try:
+        for place in places:
+            place.allow_tf32 = False
+        yield
+    finally:
+        for place, allowed in zip(places, before):
+            place.allow_tf32 = allowed
+
+
 def _device_type(args: tuple, kwargs: dict[str, Any]) -> str:
     return next(one for one in (*args, *kwargs.values())
                 if isinstance(one, Tensor)).device.type
@@ -428,13 +474,9 @@ def _apart(ours: Any, theirs: Any) -> float:
         return float((ours.double() - wide).abs().max() / spread)
     else:
         return 0.
-    # Comparisons let no `nan` get lost.
-    worst = 0.
-    for one, other in pairs:
-        apart = _apart(one, other)
-        if not apart <= worst:
-            worst = apart
-    return worst
+    apart = [_apart(one, other) for one, other in pairs]
+    # `max` could lose it.
+    return math.nan if any(map(math.isnan, apart)) else max(apart, default=0.)
 
 
 def _tolerance(network: nn.Module) -> float:

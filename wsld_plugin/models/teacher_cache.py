@@ -95,10 +95,13 @@ def encode(logits: Tensor, labels: Tensor,
         ``log_rest``; on the device of ``logits``.
 
     Raises:
-        ValueError: If a logit is not finite.
+        TeacherCacheError: If a logit is not finite.
     """
-    if not torch.isfinite(logits).all():
-        raise ValueError("the teacher's logits are not finite")
+    finite = torch.isfinite(logits).all(1)
+    if not finite.all():
+        raise TeacherCacheError(
+            "the teacher's logits are not finite for "
+            f'{int((~finite).sum())} of {len(finite)} samples')
     logits = logits.float()
     true = labels.long().unsqueeze(1)
     others = logits.scatter(1, true, float('-inf'))
@@ -162,7 +165,7 @@ def make_manifest(num_classes: int, top_k: Optional[int],
         top_k: How many classes beside the true one to keep, all if there are
             no more; ``None`` for 64, or all where there are at most 256.
         **fields: ``count`` (rows) and whatever else makes this cache another
-            than others, in types of JSON.
+            than others; what JSON does not know is kept as text.
 
     Returns:
         Manifest of a cache that is not complete.
@@ -175,8 +178,10 @@ def make_manifest(num_classes: int, top_k: Optional[int],
     if top_k < 1:
         raise TeacherCacheError(f'top_k must be at least 1, got {top_k}')
     kept = top_k if top_k < num_classes - 1 else None
+    # As they will be read again: tuples become lists.
+    plain = json.loads(json.dumps(fields, default=repr))
     return dict(
-        fields,
+        plain,
         format=FORMAT,
         num_classes=num_classes,
         top_k=kept,
