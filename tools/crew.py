@@ -179,6 +179,8 @@ class Crew:
         self.count = len(runs)
         self.console = console
         self.bars = bars(console)
+        self.total = self.bars.add_task(
+            'Runs', total=self.count, state='runs')
         self.busy: set[Run] = set()
         # For the time left: epochs of this session and what they took.
         self.epochs, self.seconds = 0, 0.0
@@ -191,8 +193,6 @@ class Crew:
                 program; the processes are stopped then.
         """
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-        self.total = self.bars.add_task(
-            'Runs', total=self.count, state='runs')
         looked = 0.0
         try:
             with self.bars:

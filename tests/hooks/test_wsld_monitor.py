@@ -31,6 +31,8 @@ import oracle
 
 HERE = Path(__file__).parent
 Trained = Callable[..., Runner]
+# As the distillation's config has it.
+MONITOR = dict(type='WSLDMonitorHook')
 QUANTILES = {'weight_p05': 0.05, 'weight_p50': 0.5, 'weight_p95': 0.95}
 
 
@@ -131,7 +133,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
 def test_real_distillation_logs_what_the_oracle_says(
         mixup: bool, tiny_config: Config, trained: Trained,
         calls: list[Call], tmp_path: Path) -> None:
-    tiny_config.custom_hooks.append(dict(type='WSLDMonitorHook'))
+    assert MONITOR in tiny_config.custom_hooks
     tiny_config.train_cfg.max_epochs = 2
     tiny_config.default_hooks.logger.interval = 2
     if not mixup:
@@ -156,9 +158,9 @@ def test_training_is_the_same_to_the_bit(tiny_config: Config,
     ends = []
     for monitor in (True, False):
         cfg = tiny_config.copy()
-        if monitor:
+        if not monitor:
             cfg.custom_hooks = [
-                *cfg.custom_hooks, dict(type='WSLDMonitorHook')
+                hook for hook in cfg.custom_hooks if hook != MONITOR
             ]
         cfg.default_hooks = {
             key: hook
@@ -180,7 +182,7 @@ def test_training_is_the_same_to_the_bit(tiny_config: Config,
 
 def test_several_losses_have_names_without_the_word(
         tiny_config: Config, trained: Trained, calls: list[Call]) -> None:
-    tiny_config.custom_hooks.append(dict(type='WSLDMonitorHook'))
+    assert MONITOR in tiny_config.custom_hooks
     distiller = tiny_config.model.distiller
     distiller.distill_losses['cold_loss'] = dict(type='WSLDLoss', tau=0.5)
     distiller.loss_forward_mappings['cold_loss'] = (

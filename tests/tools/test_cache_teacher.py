@@ -112,11 +112,11 @@ def test_wrong_answers_are_found(cache: Path, folder: Path,
     for path in cache.iterdir():
         (wrong / path.name).write_bytes(path.read_bytes())
     entries = np.load(wrong / 'entries.npy', mmap_mode='r+')
-    entries['logits'][:, 3] += np.float16(0.25)
+    entries['logits'][:, 3] += np.float16(4)
     entries.flush()
     line = message(lambda: call_tool('cache_teacher.py', CACHED, '--verify',
                                      10, *options(folder, 'wrong')))
-    assert re.search(r'wrong differs from the teacher by 0\.2[4-6]', line)
+    assert re.search(r'wrong differs from the teacher by (3\.9|4)', line)
 
 
 def first_loss(cfg: Config, name: str, work_dir: Path) -> tuple:
@@ -237,17 +237,17 @@ def test_killed_and_resumed(cache: Path, folder: Path, call_tool: Call,
     def build() -> None:
         call_tool('cache_teacher.py', CACHED, *options(folder, 'killed'))
 
-    def slowly(self: TeacherCacheWriter, *args: Any, **fields: Any) -> None:
+    def once(self: TeacherCacheWriter, *args: Any, **fields: Any) -> None:
         write(self, *args, **fields)
         self.flush()
-        time.sleep(0.5)
+        time.sleep(600)  # It is killed before.
 
     with monkeypatch.context() as patch:
-        patch.setattr(TeacherCacheWriter, 'write', slowly)
+        patch.setattr(TeacherCacheWriter, 'write', once)
         process = fork(build)
     done = killed / 'done'
     while process.is_alive() and not (done.exists()
-                                      and sum(done.read_bytes()) >= 16):
+                                      and any(done.read_bytes())):
         time.sleep(0.01)
     # Meanwhile no other builder gets in.
     line = message(build)
@@ -255,7 +255,7 @@ def test_killed_and_resumed(cache: Path, folder: Path, call_tool: Call,
     process.join()
     assert 'another process is making the teacher cache' in line
     before = sum(done.read_bytes())
-    assert 16 <= before < 96
+    assert 0 < before < 96
     with pytest.raises(TeacherCacheError,
                        match=f'lacks {96 - before} of 96 rows'):
         TeacherCache(killed)

@@ -104,7 +104,8 @@ def message(call_tool: Call, *args: object) -> str:
 
 def kill_after_first_epoch(work_dir: Path) -> None:
     """Kill the process that trains there, as the kernel does out of memory."""
-    while not (work_dir / 'epoch_1.pth').exists():
+    # Written after the checkpoint itself.
+    while not (work_dir / 'last_checkpoint').exists():
         time.sleep(0.01)
     for path in Path('/proc').glob('[0-9]*/cmdline'):
         try:
