@@ -204,8 +204,8 @@ def test_there_is_a_config_for_each_network_of_the_pairs() -> None:
     assert {path.stem for path in CIFAR_CONFIGS} == {
         f'{name}_cifar' for name in (
             'resnet8', 'resnet20', 'resnet32', 'resnet56', 'resnet110',
-            'resnet8x4', 'resnet32x4', 'wrn_16_2', 'wrn_40_1', 'wrn_40_2', 'vgg8', 'vgg13',
-            'shufflenet_v1', 'shufflenet_v2', 'mobilenet_v2')
+            'resnet8x4', 'resnet32x4', 'wrn_16_2', 'wrn_40_1', 'wrn_40_2',
+            'vgg8', 'vgg13', 'shufflenet_v1', 'shufflenet_v2', 'mobilenet_v2')
     }
 
 
