@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -230,10 +231,11 @@ class Training:
         """
         self.checkpoint.unlink()
         last = self.work_dir / 'last_checkpoint'
+        # Not the students' own files beside them.
         epochs = {
-            int(path.stem.split('_')[1]): path
+            int(match[1]): path
             for path in self.work_dir.glob('epoch_*.pth')
-            if path.stem.split('_')[1].isdecimal()
+            if (match := re.fullmatch(r'epoch_(\d+)', path.stem))
         }
         if epochs:
             write_atomically(last, str(epochs[max(epochs)]).encode())

@@ -273,6 +273,26 @@ def test_a_validation_that_was_killed_is_made_up_for(
     assert again[2]['accuracy/top1'] == whole[2]['accuracy/top1']
 
 
+def test_the_epoch_before_is_gone_back_to(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(TOOLS))
+    from trainings import Training
+    training = Training(STUDENT, tmp_path)
+    last = training.epochs
+    for epoch in (4, 8, last):
+        for name in (f'epoch_{epoch}', f'epoch_{epoch}_student'):
+            (tmp_path / f'{name}.pth').touch()
+    training._step_back()
+    assert not training.checkpoint.exists()
+    pointer = tmp_path / 'last_checkpoint'
+    assert pointer.read_text() == str(tmp_path / 'epoch_8.pth')
+    for path in tmp_path.glob('epoch_*.pth'):
+        path.unlink()
+    training.checkpoint.touch()
+    training._step_back()
+    assert not pointer.exists()
+
+
 def test_two_processes_do_not_train_one_run(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import fcntl
