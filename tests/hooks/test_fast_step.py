@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+import resource
 import socket
 import subprocess
 import sys
@@ -27,8 +29,10 @@ from wsld_plugin.checkpoints import read_checkpoint
 from wsld_plugin.hooks import FastStepHook
 from wsld_plugin.hooks.fast_teacher import _apart, use_channels_last
 from wsld_plugin.hooks.fused_sgd import fuse_sgd
+from wsld_plugin.hooks.host_memory import _why_not
 
 FAST = dict(type='FastStepHook')
+GLIBC = _why_not(os.environ) is None
 FUSED = 'fused' in torch.optim.SGD([torch.zeros(1)], lr=1).param_groups[0]
 PICTURES = torch.rand(
     8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -80,7 +84,18 @@ def state(runner: Runner) -> dict[str, Any]:
         forward='forward' in vars(model.teacher.backbone),
         loss='loss' in vars(model.teacher),
         fused=hasattr(runner.optim_wrapper, 'param_groups')
-        and bool(runner.optim_wrapper.param_groups[0].get('fused')))
+        and bool(runner.optim_wrapper.param_groups[0].get('fused')),
+        memory=freed_memory_is_kept())
+
+
+def freed_memory_is_kept() -> bool:
+    """Whether a second large tensor needs no new pages."""
+    for _ in range(2):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(20 * 2**20)
+        pages = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    # 40 if the system's pages have 2 MB, and 20,480 if they have 4 kB.
+    return pages < 20
 
 
 class Run:
@@ -184,7 +199,12 @@ def test_the_first_loss_is_the_same(config: Config,
     fast.train()
     assert fast.watch.losses[0] == pytest.approx(stock_loss, rel=1e-6)
     assert fast.watch.state == dict(
-        student=True, teacher=False, forward=True, loss=True, fused=False)
+        student=True,
+        teacher=False,
+        forward=True,
+        loss=True,
+        fused=False,
+        memory=GLIBC)
     assert "the CPU's fused SGD copies gradients" in fast.said
     assert state(fast.runner) == before
     info, = fast.said.splitlines()
@@ -212,6 +232,7 @@ def test_twenty_steps_end_the_same(config: Config) -> None:
     ('fold_teacher', 'forward'),
     ('teacher_outputs_only', 'loss'),
     ('fused_optimizer', 'fused'),
+    ('keep_memory', 'memory'),
 ])
 def test_each_lever_is_its_own(config: Config, stock_loss: float, lever: str,
                                what: str) -> None:
@@ -219,12 +240,13 @@ def test_each_lever_is_its_own(config: Config, stock_loss: float, lever: str,
         channels_last=False,
         fold_teacher=False,
         teacher_outputs_only=False,
-        fused_optimizer=False)
+        fused_optimizer=False,
+        keep_memory=False)
     run = Run(config, {**FAST, **all_off, lever: True}).train()
     expected = dict.fromkeys(run.watch.state, False)
     # Where it is laid out, that waits for the first step.
     expected['forward'] = lever in ('channels_last', 'fold_teacher')
-    expected[what] = FUSED if what == 'fused' else True
+    expected[what] = dict(fused=FUSED, memory=GLIBC).get(what, True)
     # With no copy, the original is laid out.
     expected['teacher'] = lever == 'channels_last'
     assert run.watch.state == expected
@@ -532,6 +554,24 @@ def test_dropout_of_a_teacher_stays_and_draws_the_same(
     fast = Run(config, FAST, double=True).train()
     assert 'folded' in fast.said
     assert fast.watch.losses == pytest.approx(slow.watch.losses, rel=1e-9)
+
+
+@pytest.mark.parametrize('environment, why', [
+    ({}, None),
+    ({'MALLOC_ARENA_MAX': '1', 'LD_PRELOAD': 'libgomp.so'}, None),
+    ({'MALLOC_TRIM_THRESHOLD_': '0'}, 'MALLOC_TRIM_THRESHOLD_ is set'),
+    ({'LD_PRELOAD': '/usr/lib/libjemalloc.so.2'},
+     'LD_PRELOAD is /usr/lib/libjemalloc.so.2'),
+    ({'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'},
+     'GLIBC_TUNABLES is glibc.malloc.hugetlb=1'),
+])
+def test_memory_that_others_see_to_is_left_alone(
+        monkeypatch: pytest.MonkeyPatch, environment: dict[str, str],
+        why: str | None) -> None:
+    monkeypatch.setattr('platform.libc_ver', lambda: ('glibc', '2.36'))
+    assert _why_not(environment) == why
+    monkeypatch.setattr('platform.libc_ver', lambda: ('', ''))
+    assert _why_not(environment) == 'the C library is not glibc'
 
 
 class Fail(Hook):

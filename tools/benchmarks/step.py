@@ -1,7 +1,8 @@
 """Time of a distillation step: stock mmrazor against every lever.
 
 All variants are built by mmengine's Runner from the shipped config, live in
-one process and take turns, batch already on the device. "stock" is mmrazor's
+one process and take turns, each after a step that does not count, batch
+already on the device. "stock" is mmrazor's
 distiller with mmrazor's WSLD and nothing of this package. Started by
 torchrun, every process has its own copy, wrapped for distributed training.
 """
@@ -41,6 +42,10 @@ from rich.table import Table
 from torch import nn
 
 from wsld_plugin import compat
+from wsld_plugin.hooks.host_memory import (
+    give_back_freed_memory,
+    keep_freed_memory,
+)
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 CACHE_TEACHER = Path(__file__).parents[1] / 'cache_teacher.py'
@@ -369,12 +374,21 @@ def measure_pair(args: argparse.Namespace, batch: int, classes: int,
             break
 
     def measure(variants: dict[str, Variant]) -> None:
+
+        def settle(name: str) -> None:
+            # The process has its memory as in a training of that variant,
+            # which takes a step to be so.
+            if (device.type == 'cpu' and keep_freed_memory() is None
+                    and 'hooks' not in VARIANTS[name]):
+                give_back_freed_memory()
+            variants[name].step()
+
         loss = {}
         for name, variant in variants.items():
             variant.step()
             loss[name] = variant.losses['loss'].item()
         times = interleave({n: v.step for n, v in variants.items()},
-                           args.repeats, device, warm_up=2)
+                           args.repeats, device, before=settle)
         rates = {
             dtype: peak_rate(dtype, device)
             for dtype in (torch.float32, torch.bfloat16)
@@ -386,6 +400,7 @@ def measure_pair(args: argparse.Namespace, batch: int, classes: int,
             runs = not VARIANTS[name].keys() & {'cached', 'alone'}
             work = batch * (3 * student + teacher * runs)
             median, spread = times[name]
+            settle(name)
             parts = breakdown(variant, max(3, args.repeats // 2), device)
             memory = peak_memory(variant.step, device)
             rows.append({
