@@ -28,7 +28,7 @@ from rich.table import Table
 
 import wsld_plugin
 
-SHAPES = [(256, 1000), (2048, 32000), (2, 19, 512, 1024)]
+SHAPES = [(256, 1000), (2048, 32000), (2, 19, 512, 1024), (64, 100)]
 
 
 def make_steps(shape: tuple[int, ...], tau: float, device: torch.device,

@@ -39,8 +39,10 @@ _LN2 = math.log(2.0)
 # only has to be large enough to hide the launches.
 _CPU_SCRATCH_PER_THREAD = 2**18
 _DEVICE_SCRATCH = 2**25
-# On a CPU they also stay below this share of the logits.
+# On a CPU they also stay below this share of the logits, unless that is so
+# little (128 KiB in float32) that most of the time would go into the calls.
 _SCRATCH_SHARE = 0.13
+_LEAST_SCRATCH = 2**15
 # Numbers that one row needs besides its classes: margins, sums, coefficients.
 _ROW_NUMBERS = 32
 # Beyond this margin in bits a cross-entropy is S * 2**-x to float64's
@@ -173,7 +175,8 @@ def _blocks(
     cached = share = _DEVICE_SCRATCH
     if like.device.type == 'cpu':
         cached = _CPU_SCRATCH_PER_THREAD * torch.get_num_threads()
-        share = min(cached, int(shape.numel() * _SCRATCH_SHARE))
+        share = min(
+            cached, max(_LEAST_SCRATCH, int(shape.numel() * _SCRATCH_SHARE)))
     columns = spare * classes + _ROW_NUMBERS
     width = max(1, min(pixels, share // columns))
     most, own = (max(1, numbers // (columns * width)) if width == pixels else 1
