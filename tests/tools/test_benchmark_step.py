@@ -17,11 +17,11 @@ def test_measures_and_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                             capsys: pytest.CaptureFixture) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     step, plot = map(importlib.import_module, ('step', 'plot'))
-    monkeypatch.setitem(step.PAIRS, 'cifar', (32, 4, 10))
     out, picture = tmp_path / 'results' / 'step.csv', tmp_path / 'step.png'
     monkeypatch.setattr(sys, 'argv', [
-        'step.py', '--pair', 'cifar', '--repeats', '2', '--device', 'cpu',
-        '--out', str(out), '--variants', *VARIANTS
+        'step.py', '--pair', 'cifar', '--batch', '4', '--classes', '10',
+        '--repeats', '2', '--device', 'cpu', '--out',
+        str(out), '--variants', *VARIANTS
     ])
     step.main()
     with out.open(newline='') as file:

@@ -36,9 +36,7 @@ def clock(device: torch.device) -> float:
 def interleave(steps: Mapping[str, Step],
                repeats: int,
                device: torch.device,
-               warm_up: int = 1,
-               before: Callable[[str], Any] = lambda name: None
-               ) -> dict[str, Times]:
+               warm_up: int = 1) -> dict[str, Times]:
     """Run all steps in turn, round after round.
 
     What else the machine does then hits all of them alike.
@@ -48,7 +46,6 @@ def interleave(steps: Mapping[str, Step],
         repeats: Rounds that count, at least 2.
         device: Where the steps run.
         warm_up: Rounds before those.
-        before: Called with a step's name before each run of it, untimed.
 
     Returns:
         Times by name.
@@ -56,7 +53,6 @@ def interleave(steps: Mapping[str, Step],
     runs: dict[str, list[float]] = {name: [] for name in steps}
     for i in range(warm_up + repeats):
         for name, step in steps.items():
-            before(name)
             start = clock(device)
             step()
             seconds = clock(device) - start

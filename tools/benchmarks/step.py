@@ -1,14 +1,15 @@
 """Time of a distillation step: stock mmrazor against every lever.
 
-All variants are built by mmengine's Runner from the shipped config, live in
-one process and take turns, each after a step that does not count, batch
-already on the device. "stock" is mmrazor's
-distiller with mmrazor's WSLD and nothing of this package. Started by
-torchrun, every process has its own copy, wrapped for distributed training.
+Each variant is built by mmengine's Runner from the shipped config, has a
+process of its own, so that none meets another's memory, and its batch already
+on the device; they take turns. "stock" is mmrazor's distiller with mmrazor's
+WSLD and nothing of this package. Started by torchrun, every process has its
+own copies, wrapped for distributed training.
 """
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import statistics
 import subprocess
@@ -16,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +30,10 @@ from measuring import (
     conditions,
     interleave,
     peak_memory,
+    summary,
 )
 from mmengine.analysis import FlopAnalyzer
 from mmengine.config import Config, ConfigDict
-from mmengine.dist import get_rank, get_world_size
 from mmengine.model import is_model_wrapper
 from mmengine.registry import LOOPS
 from mmengine.runner import IterBasedTrainLoop, Runner
@@ -42,11 +44,10 @@ from rich.table import Table
 from torch import nn
 
 from wsld_plugin import compat
-from wsld_plugin.hooks.host_memory import (
-    give_back_freed_memory,
-    keep_freed_memory,
-)
 
+CONTEXT = multiprocessing.get_context('spawn')
+RANK = int(os.environ.get('RANK', 0))
+WORLD_SIZE = int(os.environ.get('WORLD_SIZE', 1))
 CONFIGS = Path(__file__).parents[2] / 'configs'
 CACHE_TEACHER = Path(__file__).parents[1] / 'cache_teacher.py'
 # Side of a picture, batch, classes.
@@ -98,14 +99,14 @@ class RandomPictures(BaseDataset):
 class Within(IterBasedTrainLoop):
     """Stands still before its first iteration while something is measured."""
 
-    then: Callable[[], None]
+    then: Callable[[Runner], None]
 
     def run(self) -> nn.Module:  # type: ignore[override]
         """Call what mmengine's loops call, without iterations."""
         self.runner.call_hook('before_train')
         self.runner.call_hook('before_train_epoch')
         self.runner.model.train()
-        Within.then()
+        Within.then(self.runner)
         self.runner.call_hook('after_train_epoch')
         self.runner.call_hook('after_train')
         return self.runner.model
@@ -146,7 +147,7 @@ def make_config(pair: str,
     dataset = dict(
         type='RandomPictures',
         # The sampler deals them out to the processes.
-        number=batch * int(os.environ.get('WORLD_SIZE', 1)),
+        number=batch * WORLD_SIZE,
         size=size,
         classes=classes,
         pipeline=[dict(type='PackInputs')])
@@ -156,7 +157,7 @@ def make_config(pair: str,
         sampler = dict(type='ViewSampler', shuffle=False)
         model.teacher = dict(
             type='CachedTeacher',
-            cache=f'{folder}/cache-{get_rank()}',
+            cache=f'{folder}/cache-{RANK}',
             teacher=model.teacher,
             teacher_ckpt=model.teacher_ckpt)
         model.teacher_ckpt = None
@@ -180,7 +181,9 @@ def make_config(pair: str,
             default_hooks=dict(logger=None, checkpoint=None, timer=None),
             visualizer=dict(type='Visualizer', vis_backends=[]),
             launcher='pytorch' if 'RANK' in os.environ else 'none',
-            env_cfg=dict(dist_cfg=dict(backend='nccl')),
+            env_cfg=dict(
+                dist_cfg=dict(backend='nccl'),
+                mp_cfg=dict(mp_start_method='spawn')),
             log_level='WARNING',
             experiment_name=f'step-{id(model)}',
             randomness=dict(seed=0)))
@@ -190,7 +193,7 @@ class Variant:
     """A runner that stands at its first step, and its batch."""
 
     def __init__(self, runner: Runner, device: torch.device) -> None:
-        self.runner = runner
+        self.runner, self.device = runner, device
         self.data = next(iter(runner.train_dataloader))
         self.data['inputs'] = [x.to(device) for x in self.data['inputs']]
         self.data['data_samples'] = [
@@ -203,13 +206,107 @@ class Variant:
         model = self.runner.model
         return model.module if is_model_wrapper(model) else model
 
-    def step(self) -> None:
+    def step(self) -> dict[str, torch.Tensor]:
         """What mmengine's loops do in an iteration."""
         runner = self.runner
         runner.call_hook(
             'before_train_iter', batch_idx=0, data_batch=self.data)
-        self.losses = runner.model.train_step(
+        return runner.model.train_step(
             self.data, optim_wrapper=runner.optim_wrapper)
+
+    def loss(self) -> float:
+        """Loss of a step."""
+        return self.step()['loss'].item()
+
+    def seconds(self) -> float:
+        """Time of a step."""
+        start = clock(self.device)
+        self.step()
+        return clock(self.device) - start
+
+    def memory(self) -> int:
+        """Bytes that a step holds at most above what was there before."""
+        return peak_memory(self.step, self.device)
+
+    def parts(self, repeats: int) -> dict[str, float]:
+        """Median seconds of a step's parts; `rest` is what is left of it."""
+        model, optimizer = self.model, self.runner.optim_wrapper
+        parts = {
+            'data': (model.data_preprocessor, 'forward'),
+            'student forward': (getattr(model, 'architecture', model), 'loss'),
+            'backward': (optimizer, 'backward'),
+            'optimizer': (optimizer, 'step'),
+        }
+        if hasattr(model, 'teacher'):
+            parts['teacher'] = (model.teacher, 'forward')
+            parts['loss'] = (model.distiller, 'compute_distill_losses')
+        runs: dict[str, list[float]] = {name: [] for name in [*parts, 'rest']}
+        for _ in range(repeats):
+            spent: dict[str, list[float]] = {name: [] for name in parts}
+            with ExitStack() as stack:
+                for name, part in parts.items():
+                    stack.enter_context(timed(*part, self.device, spent[name]))
+                whole = self.seconds()
+            for name, seconds in spent.items():
+                runs[name].append(sum(seconds))
+            runs['rest'].append(whole - sum(map(sum, spent.values())))
+        return {
+            name: statistics.median(seconds)
+            for name, seconds in runs.items()
+        }
+
+
+class Process:
+    """A variant in a process of its own, which does what it is asked."""
+
+    def __init__(self, name: str, cfg: Config, device: torch.device,
+                 index: int) -> None:
+        self._name = name
+        self._connection, theirs = CONTEXT.Pipe()
+        self._process = CONTEXT.Process(
+            target=serve,
+            args=(cfg.to_dict(), device, torch.get_num_threads(), index,
+                  theirs),
+            daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def ask(self, method: str, *args: Any) -> Any:
+        """Call a method of the :class:`Variant`."""
+        try:
+            self._connection.send((method, *args))
+            return self._connection.recv()
+        except (EOFError, OSError):
+            sys.exit(f'step.py: the process of {self._name!r} ended')
+
+    def end(self) -> None:
+        """Let it finish."""
+        self._connection.send(None)
+        self._process.join()
+
+
+def serve(cfg: dict[str, Any], device: torch.device, threads: int, index: int,
+          connection: Connection) -> None:
+    """Build a variant and do what is asked until nothing is."""
+    torch.set_num_threads(threads)
+    compat.quiet()
+    if 'MASTER_PORT' in os.environ:
+        # The copies of each variant meet at a port of their own.
+        os.environ['MASTER_PORT'] = str(
+            int(os.environ['MASTER_PORT']) + 1 + index)
+        os.environ.pop('TORCHELASTIC_USE_AGENT_STORE', None)
+
+    def then(runner: Runner) -> None:
+        variant = Variant(runner, device)
+        while (asked := connection.recv()) is not None:
+            method, *args = asked
+            connection.send(getattr(variant, method)(*args))
+
+    Within.then = staticmethod(then)  # type: ignore[method-assign]
+    config = Config(cfg)
+    compat.prepare_amp(config)
+    compat.prepare_distributed(config)
+    Runner.from_cfg(config).train()
 
 
 def forward_flops(network: dict[str, Any], size: int) -> float:
@@ -272,34 +369,6 @@ def timed(owner: Any, name: str, device: torch.device,
             owner.__dict__[name] = before
 
 
-def breakdown(variant: Variant, repeats: int,
-              device: torch.device) -> dict[str, float]:
-    """Median seconds of a step's parts; `rest` is what is left of it."""
-    model, optimizer = variant.model, variant.runner.optim_wrapper
-    parts = {
-        'data': (model.data_preprocessor, 'forward'),
-        'student forward': (getattr(model, 'architecture', model), 'loss'),
-        'backward': (optimizer, 'backward'),
-        'optimizer': (optimizer, 'step'),
-    }
-    if hasattr(model, 'teacher'):
-        parts['teacher'] = (model.teacher, 'forward')
-        parts['loss'] = (model.distiller, 'compute_distill_losses')
-    runs: dict[str, list[float]] = {name: [] for name in [*parts, 'rest']}
-    for _ in range(repeats):
-        spent: dict[str, list[float]] = {name: [] for name in parts}
-        with ExitStack() as stack:
-            for name, part in parts.items():
-                stack.enter_context(timed(*part, device, spent[name]))
-            start = clock(device)
-            variant.step()
-            whole = clock(device) - start
-        for name, seconds in spent.items():
-            runs[name].append(sum(seconds))
-        runs['rest'].append(whole - sum(map(sum, spent.values())))
-    return {name: statistics.median(seconds) for name, seconds in runs.items()}
-
-
 def save_weights(cfg: Config, folder: str) -> None:
     """Write random weights for a variant's networks, the same every time."""
     torch.manual_seed(0)
@@ -314,7 +383,7 @@ def save_weights(cfg: Config, folder: str) -> None:
 
 def build_cache(cfg: Config, folder: str) -> None:
     """Compute a cached teacher's answers, by the tool for it."""
-    path = f'{folder}/cached-{get_rank()}.py'
+    path = f'{folder}/cached-{RANK}.py'
     Config(
         dict(
             cfg.to_dict(),
@@ -329,37 +398,11 @@ def build_cache(cfg: Config, folder: str) -> None:
         check=True)
 
 
-def with_variants(configs: dict[str, Config], device: torch.device,
-                  measure: Callable[[dict[str, Variant]], None]) -> None:
-    """Call ``measure`` while every config's runner stands in its loop."""
-    variants: dict[str, Variant] = {}
-
-    def enter(left: list[str]) -> None:
-        if not left:
-            measure(variants)
-            return
-        name, *rest = left
-        cfg = configs[name]
-        compat.prepare_amp(cfg)
-        compat.prepare_distributed(cfg)
-        runner = Runner.from_cfg(cfg)
-
-        def then() -> None:
-            variants[name] = Variant(runner, device)
-            enter(rest)
-
-        Within.then = staticmethod(then)  # type: ignore[method-assign]
-        runner.train()
-
-    enter(list(configs))
-
-
 def measure_pair(args: argparse.Namespace, batch: int, classes: int,
                  names: list[str], folder: str) -> list[dict[str, Any]]:
     """Rows of the result for one pair of networks at one size."""
     device = torch.device(args.device)
     size = PAIRS[args.pair][0]
-    rows: list[dict[str, Any]] = []
     configs = {
         name: make_config(args.pair, batch, classes, folder, **VARIANTS[name])
         for name in names
@@ -372,64 +415,58 @@ def measure_pair(args: argparse.Namespace, batch: int, classes: int,
         if cfg.model.get('teacher', {}).get('type') == 'CachedTeacher':
             build_cache(cfg, folder)
             break
-
-    def measure(variants: dict[str, Variant]) -> None:
-
-        def settle(name: str) -> None:
-            # The process has its memory as in a training of that variant,
-            # which takes a step to be so.
-            if (device.type == 'cpu' and keep_freed_memory() is None
-                    and 'hooks' not in VARIANTS[name]):
-                give_back_freed_memory()
-            variants[name].step()
-
-        loss = {}
-        for name, variant in variants.items():
-            variant.step()
-            loss[name] = variant.losses['loss'].item()
-        times = interleave({n: v.step for n, v in variants.items()},
-                           args.repeats, device, before=settle)
-        rates = {
-            dtype: peak_rate(dtype, device)
-            for dtype in (torch.float32, torch.bfloat16)
-        }
-        for name, variant in variants.items():
-            amp = VARIANTS[name].get('amp')
-            rate = rates[torch.bfloat16 if amp else torch.float32]
-            # A backward pass takes twice what the forward pass does.
-            runs = not VARIANTS[name].keys() & {'cached', 'alone'}
-            work = batch * (3 * student + teacher * runs)
-            median, spread = times[name]
-            settle(name)
-            parts = breakdown(variant, max(3, args.repeats // 2), device)
-            memory = peak_memory(variant.step, device)
-            rows.append({
-                'pair': args.pair,
-                'variant': name,
-                'pixels': size,
-                'batch': batch,
-                'classes': classes,
-                'processes': get_world_size(),
-                'dtype': 'bfloat16' if amp else 'float32',
-                'milliseconds': f'{1e3 * median:.4g}',
-                'spread': f'{1e3 * spread:.2g}',
-                'images_per_second':
-                f'{batch * get_world_size() / median:.4g}',
-                'speedup': f'{times[names[0]].median / median:.3f}',
-                'first_loss': f'{loss[name]:.8g}',
-                'share_of_peak': f'{work / median / rate:.3f}',
-                'peak_gflops': f'{rate / 1e9:.0f}',
-                'memory_mb': f'{memory / 1e6:.0f}',
-                **{
-                    f'{part}_ms'.replace(' ', '_'):
-                    f'{1e3 * parts.get(part, 0.0):.4g}'
-                    for part in PARTS
-                },
-                'repeats': args.repeats,
-                **conditions(device),
-            })
-
-    with_variants(configs, device, measure)
+    processes = {
+        name: Process(name, cfg, device, index)
+        for index, (name, cfg) in enumerate(configs.items())
+    }
+    loss = {name: one.ask('loss') for name, one in processes.items()}
+    runs: dict[str, list[float]] = {name: [] for name in names}
+    for i in range(2 + args.repeats):
+        for name, one in processes.items():
+            seconds = one.ask('seconds')
+            if i >= 2:
+                runs[name].append(seconds)
+    times = {name: summary(seconds) for name, seconds in runs.items()}
+    rates = {
+        dtype: peak_rate(dtype, device)
+        for dtype in (torch.float32, torch.bfloat16)
+    }
+    rows = []
+    for name, one in processes.items():
+        amp = VARIANTS[name].get('amp')
+        rate = rates[torch.bfloat16 if amp else torch.float32]
+        # A backward pass takes twice what the forward pass does.
+        online = not VARIANTS[name].keys() & {'cached', 'alone'}
+        work = batch * (3 * student + teacher * online)
+        median, spread = times[name]
+        parts = one.ask('parts', max(3, args.repeats // 2))
+        memory = one.ask('memory')
+        one.end()
+        rows.append({
+            'pair': args.pair,
+            'variant': name,
+            'pixels': size,
+            'batch': batch,
+            'classes': classes,
+            'processes': WORLD_SIZE,
+            'dtype': 'bfloat16' if amp else 'float32',
+            'milliseconds': f'{1e3 * median:.4g}',
+            'spread': f'{1e3 * spread:.2g}',
+            'images_per_second':
+            f'{batch * WORLD_SIZE / median:.4g}',
+            'speedup': f'{times[names[0]].median / median:.3f}',
+            'first_loss': f'{loss[name]:.8g}',
+            'share_of_peak': f'{work / median / rate:.3f}',
+            'peak_gflops': f'{rate / 1e9:.0f}',
+            'memory_mb': f'{memory / 1e6:.0f}',
+            **{
+                f'{part}_ms'.replace(' ', '_'):
+                f'{1e3 * parts.get(part, 0.0):.4g}'
+                for part in PARTS
+            },
+            'repeats': args.repeats,
+            **conditions(device),
+        })
     return rows
 
 
@@ -496,7 +533,7 @@ def main() -> None:
         for c in args.classes or [classes]:
             with tempfile.TemporaryDirectory() as folder:
                 rows = measure_pair(args, n, c, names, folder)
-            if get_rank() == 0:
+            if RANK == 0:
                 show(rows)
                 append_rows(args.out, rows)
 
