@@ -269,6 +269,11 @@ def main() -> None:
     try:
         with one_line_errors():
             args.run(args, Console(file=sys.stdout))
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # As `head` does, the reader has had enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (PlanError, analysis.AnalysisError) as error:
         fail(error)
     except KeyboardInterrupt:

@@ -7,6 +7,8 @@ import json
 import os
 import shlex
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -258,6 +260,18 @@ def test_dry_run(call_tool: Call, capsys: pytest.CaptureFixture) -> None:
     ]
     assert 'train_cfg.max_epochs=20' in teacher
     assert wsld[wsld.index('--cfg-options') + 1:] == STUDENTS_OPTIONS
+
+
+def test_a_reader_of_the_dry_run_may_stop_early() -> None:
+    read, written = os.pipe()
+    os.close(read)
+    done = subprocess.run([
+        sys.executable, TOOLS / 'experiments.py',
+        write(PLAN), '--dry-run'
+    ], stdout=written, stderr=subprocess.PIPE, text=True)
+    os.close(written)
+    assert done.returncode == 1
+    assert 'BrokenPipeError' not in done.stderr
 
 
 def test_dry_run_with_slurm(call_tool: Call,
