@@ -112,7 +112,7 @@ def main() -> None:
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         with args.out.open('w', newline='') as file:
-            writer = csv.DictWriter(file, FIELDS)
+            writer = csv.DictWriter(file, FIELDS, lineterminator='\n')
             writer.writeheader()
             writer.writerows(rows)
 

@@ -129,7 +129,7 @@ def append_rows(path: Path, rows: list[dict[str, Any]]) -> None:
             raise ValueError(
                 f'{path} has the columns {there}, expected {fields}')
     with path.open('a', newline='') as file:
-        writer = csv.DictWriter(file, fields)
+        writer = csv.DictWriter(file, fields, lineterminator='\n')
         if new:
             writer.writeheader()
         writer.writerows(rows)
