@@ -2,9 +2,10 @@
 
 Each variant is built by mmengine's Runner from the shipped config, has a
 process of its own, so that none meets another's memory, and its batch already
-on the device; they take turns. "stock" is mmrazor's distiller with mmrazor's
-WSLD and nothing of this package. Started by torchrun, every process has its
-own copies, wrapped for distributed training.
+on the device; they take turns of two steps, of which the second counts.
+"stock" is mmrazor's distiller with mmrazor's WSLD and nothing of this package.
+Started by torchrun, every process has its own copies, wrapped for distributed
+training.
 """
 from __future__ import annotations
 
@@ -421,11 +422,12 @@ def measure_pair(args: argparse.Namespace, batch: int, classes: int,
     }
     loss = {name: one.ask('loss') for name, one in processes.items()}
     runs: dict[str, list[float]] = {name: [] for name in names}
-    for i in range(2 + args.repeats):
+    for _ in range(args.repeats):
         for name, one in processes.items():
-            seconds = one.ask('seconds')
-            if i >= 2:
-                runs[name].append(seconds)
+            # What a process frees the system gives to the others, so that
+            # its next step is slower than a training's.
+            one.ask('seconds')
+            runs[name].append(one.ask('seconds'))
     times = {name: summary(seconds) for name, seconds in runs.items()}
     rates = {
         dtype: peak_rate(dtype, device)
