@@ -124,6 +124,7 @@ def test_the_block_size_changes_nothing(monkeypatch, elements, shape, soft):
         wsld_loss_reference(student, teacher, labels, 2.0), student)
     monkeypatch.setattr(fused_module, '_CPU_SCRATCH_PER_THREAD', elements)
     monkeypatch.setattr(fused_module, '_SCRATCH_SHARE', 1.0)
+    monkeypatch.setattr(fused_module, '_LEAST_SCRATCH', 0)
     value, grad = value_and_rows(
         wsld_loss(student, teacher, labels, 2.0), student)
     assert value == pytest.approx(expected[0], rel=1e-13)

@@ -186,7 +186,6 @@ def make_config(pair: str,
                 dist_cfg=dict(backend='nccl'),
                 mp_cfg=dict(mp_start_method='spawn')),
             log_level='WARNING',
-            experiment_name=f'step-{id(model)}',
             randomness=dict(seed=0)))
 
 
@@ -291,6 +290,8 @@ def serve(cfg: dict[str, Any], device: torch.device, threads: int, index: int,
     """Build a variant and do what is asked until nothing is."""
     torch.set_num_threads(threads)
     compat.quiet()
+    # A daemon, which this process is, may not start torch's compiling ones.
+    os.environ.setdefault('TORCHINDUCTOR_COMPILE_THREADS', '1')
     if 'MASTER_PORT' in os.environ:
         # The copies of each variant meet at a port of their own.
         os.environ['MASTER_PORT'] = str(
@@ -504,7 +505,8 @@ def parse_args() -> argparse.Namespace:
         nargs='+',
         choices=VARIANTS,
         default=list(VARIANTS),
-        help='which to measure; "stock" always is')
+        help='which to measure; "stock" always is. All are in memory at once: '
+        'name few where that is short')
     parser.add_argument(
         '--batch', type=int, nargs='+', help='images a process; several for '
         'the cost of growth')
@@ -528,6 +530,8 @@ def main() -> None:
     args = parse_args()
     torch.set_num_threads(args.threads)
     compat.quiet()
+    if args.device == 'cuda' and 'LOCAL_RANK' in os.environ:
+        torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
     names = [name for name in VARIANTS
              if name == 'stock' or name in args.variants]
     _, batch, classes = PAIRS[args.pair]

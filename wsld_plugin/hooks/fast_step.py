@@ -62,7 +62,8 @@ class FastStepHook(Hook):
             kernel; on the CPU not together with ``channels_last``.
         keep_memory: On the CPU, let the C library (glibc) keep freed memory
             for the next tensors instead of asking the system for cleared
-            pages at each layer. The process stays as large as at its peak.
+            pages at many a layer. The process stays about as large as at its
+            peak.
         teacher_dtype: Precision of a frozen teacher's backbone, 'bfloat16'
             or 'float16' (GPU); its head and the loss get float32.
         compile_teacher: Compile the copy of a frozen teacher's backbone,

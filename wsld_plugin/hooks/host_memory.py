@@ -1,8 +1,9 @@
 """Let the process keep memory that tensors on the CPU have freed.
 
-glibc hands large freed blocks back to the system and asks for them again at
-the next operation, which then waits while the system clears every page. Large
-feature maps meet this at each layer of each step.
+glibc hands what is free at the end of its heap back to the system as soon as
+that is 64 MB, and asks for it again at the next operation, which then waits
+while the system clears every page. Feature maps meet this at many a layer of
+each step.
 """
 from __future__ import annotations
 
@@ -13,45 +14,37 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 
 # Of malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
-# Where glibc's own thresholds end up after large blocks were freed: the
-# highest that it adapts to, and twice as much. It does not adapt them any
-# more once they were set.
-_HIGHEST_MMAP_THRESHOLD = 4 * 1024**2 * ctypes.sizeof(ctypes.c_long)
-_MMAPS = 65536
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+# Larger blocks come from the system one by one. glibc itself goes up to this
+# as blocks are freed, but not any more once a threshold was set.
+_MMAP_THRESHOLD = 4 * 1024**2 * ctypes.sizeof(ctypes.c_long)
 
 
-def keep_freed_memory(undo: ExitStack | None = None) -> str | None:
-    """Keep freed memory for the process's next tensors.
-
-    The process then stays as large as it was at its peak.
+def keep_freed_memory(undo: ExitStack) -> str | None:
+    """Keep freed memory, in blocks of up to 32 MB, for the next tensors.
 
     Args:
-        undo: Gets what hands memory back again.
+        undo: Gets what hands memory back again, now and from then on.
 
     Returns:
         Why this is left alone, or None if it is not.
 
-    Source: ``mallopt(3)``: no ``mmap`` for large blocks, no trimming.
+    Source: ``mallopt(3)``, ``M_TRIM_THRESHOLD``.
     """
     why = _why_not(os.environ)
     if why is not None:
         return why
     libc = ctypes.CDLL(None)
-    libc.mallopt(_M_MMAP_MAX, 0)
+    libc.mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD)
     libc.mallopt(_M_TRIM_THRESHOLD, -1)
-    if undo is not None:
-        undo.callback(give_back_freed_memory)
+
+    def give_back() -> None:
+        # As glibc sets it beside that threshold.
+        libc.mallopt(_M_TRIM_THRESHOLD, 2 * _MMAP_THRESHOLD)
+        libc.malloc_trim(0)
+
+    undo.callback(give_back)
     return None
-
-
-def give_back_freed_memory() -> None:
-    """Take :func:`keep_freed_memory` back, and what is free with it."""
-    libc = ctypes.CDLL(None)
-    libc.mallopt(_M_MMAP_MAX, _MMAPS)
-    libc.mallopt(_M_MMAP_THRESHOLD, _HIGHEST_MMAP_THRESHOLD)
-    libc.mallopt(_M_TRIM_THRESHOLD, 2 * _HIGHEST_MMAP_THRESHOLD)
-    libc.malloc_trim(0)
 
 
 def _why_not(environment: Mapping[str, str]) -> str | None:
