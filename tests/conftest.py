@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,10 @@ TOOLS = Path(__file__).parents[1] / 'tools'
 
 # The tensors of the tests are far too small to be worth two threads.
 torch.set_num_threads(1)
+
+# Some tests press Ctrl-C, which a shell's background jobs ignore.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope='session')
