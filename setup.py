@@ -7,6 +7,8 @@ from setuptools.command.build_py import build_py
 from setuptools.command.editable_wheel import editable_wheel
 
 HERE = Path(__file__).resolve().parent
+# Of use in a checkout only.
+NOT_SHIPPED = ('benchmarks', 'experiments')
 about: dict = {}
 exec((HERE / 'wsld_plugin' / 'version.py').read_text(), about)
 
@@ -31,7 +33,7 @@ class BuildWithMim(build_py):
                 shutil.copytree(
                     HERE / name,
                     mim / name,
-                    ignore=shutil.ignore_patterns('__pycache__'))
+                    ignore=shutil.ignore_patterns('__pycache__', *NOT_SHIPPED))
             else:
                 shutil.copy(HERE / name, mim / name)
 
@@ -67,7 +69,10 @@ setup(
     # and both builds of mmcv provide the same modules under other
     # distribution names, and requiring one name would install it over the
     # other's files.
-    install_requires=['torch>=1.13', 'numpy', 'rich'],
+    install_requires=[
+        'torch>=1.13', 'numpy', 'scipy', 'pandas', 'jinja2', 'rich',
+        'filelock', 'tenacity'
+    ],
     extras_require={
         'openmmlab': [
             'mmengine>=0.10.7',
@@ -83,8 +88,11 @@ setup(
         ],
         # Files of the student for programs without mmpretrain.
         'deploy': ['onnx', 'onnxruntime', 'onnxscript'],
-        # Decodes the part of a JPEG that a crop needs; no GPU is used.
-        'data': ['nvidia-nvimgcodec-cu12; sys_platform == "linux"'],
+        # Plans of trainings: tools/experiments.
+        'experiments': [
+            'snakemake>=9; python_version >= "3.11"',
+            'pydantic>=2; python_version >= "3.11"',
+        ],
         'test': ['pytest', 'pytest-timeout', 'pytest-xdist', 'tensorboard'],
         'lint': ['ruff', 'mypy'],
     },
