@@ -8,6 +8,7 @@ from .download import (
     download_checkpoint,
 )
 from .loading import (
+    CheckpointError,
     CheckpointMismatchError,
     load_strictly,
     load_weights,
@@ -25,6 +26,7 @@ from .teacher import FrozenTeacher, weights_sha256
 
 __all__ = [
     'AtomicBackend',
+    'CheckpointError',
     'CheckpointMismatchError',
     'DownloadError',
     'ExportedStudent',

@@ -36,6 +36,7 @@ from rich.progress import (
 )
 
 from ..version import __version__
+from .loading import CheckpointError
 
 # What OpenMMLab and torchvision put into the name of a published file: the
 # beginning of its SHA-256. Eight digits may also be a date, which no hash of
@@ -54,11 +55,11 @@ _CHUNK = 1 << 18
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
-class DownloadError(OSError):
+class DownloadError(CheckpointError):
     """A checkpoint cannot be had; the message says what to do."""
 
 
-class UnknownModelError(ValueError):
+class UnknownModelError(CheckpointError):
     """A name or address under which no checkpoint is published."""
 
 
