@@ -3,14 +3,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
-from wsld_plugin import compat
-from wsld_plugin.checkpoints import DownloadError, download_checkpoint
+from _start import start
 
 
-def main() -> None:
-    """Download, and print the paths of the files."""
+def parse_args() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         'checkpoint',
@@ -31,24 +29,31 @@ def main() -> None:
         '--offline',
         action='store_true',
         help='download nothing, say which file goes where')
-    args = parser.parse_args()
-    compat.quiet()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Download, and print the paths of the files."""
+    args = parse_args()
+    from wsld_plugin.checkpoints import CheckpointError, download_checkpoint
+    from wsld_plugin.command_line import one_line_errors
     failed = False
-    for checkpoint in args.checkpoint:
-        try:
-            path = download_checkpoint(
-                checkpoint,
-                args.out,
-                mirror=args.mirror,
-                offline=args.offline)
-        except (ValueError, DownloadError) as error:
-            print(f'{Path(sys.argv[0]).name}: {error}', file=sys.stderr)
-            failed = True
-        else:
-            print(path)
+    with one_line_errors():
+        for checkpoint in args.checkpoint:
+            try:
+                print(
+                    download_checkpoint(
+                        checkpoint,
+                        args.out,
+                        mirror=args.mirror,
+                        offline=args.offline))
+            except CheckpointError as error:
+                # The others may be had.
+                failed = True
+                print(f'download_checkpoints.py: {error}', file=sys.stderr)
     if failed:
-        sys.exit(1)
+        sys.exit(2)
 
 
 if __name__ == '__main__':
-    main()
+    start(main)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import environment
+import _environment as environment
 
 
 def main() -> None:

@@ -3,32 +3,15 @@ from __future__ import annotations
 
 import argparse
 import json
-from copy import deepcopy
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import mmengine
-from command_line import (
-    add_common_arguments,
-    fail,
-    leave_group,
-    one_line_errors,
-    prepare_devices,
-    read_config,
-    set_dataloader_defaults,
-)
-from mmengine.config import Config, ConfigDict
-from mmengine.dist import is_main_process
-from mmengine.evaluator import DumpResults
-from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from _start import add_run_arguments, start
 
-from wsld_plugin.checkpoints import (
-    load_weights,
-    read_checkpoint,
-    student_model,
-    student_weights,
-    write_atomically,
-)
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+SUFFIXES = {'pred': ('.pkl', '.pickle'), 'metrics': ('.json', )}
 
 
 def parse_args() -> argparse.Namespace:
@@ -38,7 +21,8 @@ def parse_args() -> argparse.Namespace:
         'config', help='config file, of a distillation or of a classifier')
     parser.add_argument(
         'checkpoint', help='checkpoint, of a distiller or of a classifier')
-    parser.add_argument('--out', help='file for the predictions or metrics')
+    parser.add_argument(
+        '--out', help='file for the predictions (.pkl) or metrics (.json)')
     parser.add_argument(
         '--out-item',
         choices=['metrics', 'pred'],
@@ -60,29 +44,38 @@ def parse_args() -> argparse.Namespace:
         '--tta',
         action='store_true',
         help="average over the config's augmentations, or over flips")
-    add_common_arguments(parser)
+    add_run_arguments(parser)
     args = parser.parse_args()
     if args.out_item is not None and args.out is None:
         parser.error('--out-item needs --out')
-    if args.out and args.out_item != 'metrics' and not args.out.endswith(
-        ('.pkl', '.pickle')):
-        parser.error(f'--out {args.out}: predictions go to a .pkl file')
+    args.out_item = args.out_item or 'pred'
+    suffixes = SUFFIXES[args.out_item]
+    if args.out is not None and not args.out.endswith(suffixes):
+        parser.error(f'--out {args.out}: {args.out_item} goes to a file '
+                     f'whose name ends with {" or ".join(suffixes)}')
     return args
 
 
 def test_config(args: argparse.Namespace) -> Config:
     """Config of the test that the command line asks for."""
-    cfg = read_config(args)
+    from wsld_plugin import command_line
+    from wsld_plugin.checkpoints import student_model
+    cfg = command_line.read_run_config(args, 'test')
     # The teacher plays no part, and need not be downloaded.
     cfg.model = student_model(cfg.model)
     cfg.resume = False
     cfg.load_from = None
+    command_line.set_dataloader_defaults(
+        cfg,
+        'test',
+        persistent_workers=False,
+        pin_memory=not args.no_pin_memory)
     if args.amp:
-        cfg.test_cfg.fp16 = True
+        cfg.test_cfg = dict(cfg.get('test_cfg') or {}, fp16=True)
     if args.show or args.show_dir is not None:
         if 'visualization' not in cfg.get('default_hooks', {}):
-            fail('--show and --show-dir need default_hooks.visualization='
-                 'dict(type="VisualizationHook")')
+            command_line.fail('--show and --show-dir need default_hooks.'
+                              'visualization=dict(type="VisualizationHook")')
         cfg.default_hooks.visualization.update(
             enable=True,
             show=args.show,
@@ -90,56 +83,30 @@ def test_config(args: argparse.Namespace) -> Config:
             out_dir=args.show_dir,
             interval=args.interval)
     if args.tta:
-        use_test_time_augmentation(cfg)
-    set_dataloader_defaults(
-        cfg.get('test_dataloader'),
-        persistent_workers=False,
-        pin_memory=not args.no_pin_memory)
+        command_line.use_test_time_augmentation(cfg)
     return cfg
-
-
-def use_test_time_augmentation(cfg: Config) -> None:
-    """Test with the config's augmentations, by default with flips."""
-    model = cfg.get('tta_model', dict(type='mmpretrain.AverageClsScoreTTA'))
-    dataset = cfg.test_dataloader.dataset
-    if 'tta_pipeline' in cfg:
-        pipeline = cfg.tta_pipeline
-    else:
-        *head, pack = deepcopy(dataset.pipeline)
-        flips = [dict(type='RandomFlip', prob=prob) for prob in (1.0, 0.0)]
-        pipeline = [
-            *head,
-            dict(type='TestTimeAug', transforms=[flips, [pack]]),
-        ]
-    dataset.pipeline = pipeline
-    cfg.model = ConfigDict(**model, module=cfg.model)
 
 
 def main() -> None:
     """Test, and print the metrics as the last line."""
     args = parse_args()
-    with one_line_errors():
-        cfg = test_config(args)
-        weights = student_weights(
-            read_checkpoint(args.checkpoint)['state_dict'], args.checkpoint)
-        prepare_devices(cfg)
-        build = RUNNERS.build if 'runner_type' in cfg else Runner.from_cfg
-        runner = build(cfg)
-        load_weights(runner.model, weights, args.checkpoint)
-        if args.out and args.out_item != 'metrics':
-            runner.test_evaluator.metrics.append(
-                DumpResults(out_file_path=args.out))
-        metrics = runner.test()
-    if is_main_process():
-        if args.out_item == 'metrics':
-            # Complete or not at all: experiments.py takes it for the result.
-            out = Path(args.out)
-            data = mmengine.dump(metrics, file_format=out.suffix[1:])
-            write_atomically(
-                out, data if isinstance(data, bytes) else data.encode())
-        print(json.dumps(metrics))
-    leave_group()
+    from mmengine.dist import is_main_process
+
+    from wsld_plugin import command_line
+    from wsld_plugin.checkpoints import write_atomically
+    with command_line.one_line_errors():
+        metrics = command_line.evaluate_student(
+            test_config(args), args.checkpoint,
+            args.out if args.out_item == 'pred' else None)
+        if is_main_process():
+            # numpy's numbers, too.
+            line = json.dumps(metrics, default=lambda value: value.tolist())
+            if args.out_item == 'metrics':
+                # Complete or not at all: others take it for the result.
+                write_atomically(Path(args.out), line.encode())
+            print(line)
+    command_line.leave_group()
 
 
 if __name__ == '__main__':
-    main()
+    start(main)

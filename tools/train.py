@@ -2,20 +2,12 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
-import torch
-from command_line import (
-    add_common_arguments,
-    fail,
-    leave_group,
-    one_line_errors,
-    prepare_devices,
-    read_config,
-    set_dataloader_defaults,
-)
-from mmengine.config import Config
-from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from _start import add_run_arguments, start
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 
 def parse_args() -> argparse.Namespace:
@@ -45,61 +37,47 @@ def parse_args() -> argparse.Namespace:
         '--no-persistent-workers',
         action='store_true',
         help='stop the workers of the validation after each epoch')
-    add_common_arguments(parser)
+    add_run_arguments(parser)
     return parser.parse_args()
 
 
 def train_config(args: argparse.Namespace) -> Config:
     """Config of the training that the command line asks for."""
-    cfg = read_config(args)
+    from wsld_plugin import command_line
+    cfg = command_line.read_run_config(args, 'train')
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     if args.resume is not None:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
     if args.amp:
-        use_mixed_precision(cfg)
+        command_line.use_mixed_precision(cfg)
     if args.auto_scale_lr:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
-            fail('--auto-scale-lr needs auto_scale_lr.base_batch_size, the '
-                 "batch size that the config's learning rate is meant for")
+            command_line.fail(
+                '--auto-scale-lr needs auto_scale_lr.base_batch_size, the '
+                "batch size that the config's learning rate is meant for")
         cfg.auto_scale_lr.enable = True
-    # Workers that outlive an epoch keep their random state, which a resumed
-    # run could not restore.
-    set_dataloader_defaults(
-        cfg.get('train_dataloader'),
-        persistent_workers=False,
-        pin_memory=not args.no_pin_memory)
-    for split in ('val', 'test'):
-        set_dataloader_defaults(
-            cfg.get(f'{split}_dataloader'),
-            persistent_workers=not args.no_persistent_workers,
+    for split in ('train', 'val', 'test'):
+        command_line.set_dataloader_defaults(
+            cfg,
+            split,
+            # Workers that outlive an epoch keep their random state, which a
+            # resumed run could not restore.
+            persistent_workers=(split != 'train'
+                                and not args.no_persistent_workers),
             pin_memory=not args.no_pin_memory)
     return cfg
-
-
-def use_mixed_precision(cfg: Config) -> None:
-    """Wrap the optimizer for float16 on a GPU, bfloat16 on the CPU."""
-    wrapper = cfg.optim_wrapper.get('type', 'OptimWrapper')
-    if wrapper not in ('OptimWrapper', 'AmpOptimWrapper'):
-        fail(f'--amp cannot replace optim_wrapper.type={wrapper}, expected '
-             'OptimWrapper')
-    cfg.optim_wrapper.type = 'AmpOptimWrapper'
-    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
-    if not torch.cuda.is_available():
-        cfg.optim_wrapper.setdefault('dtype', 'bfloat16')
 
 
 def main() -> None:
     """Train."""
     args = parse_args()
-    with one_line_errors():
-        cfg = train_config(args)
-        prepare_devices(cfg)
-        build = RUNNERS.build if 'runner_type' in cfg else Runner.from_cfg
-        build(cfg).train()
-    leave_group()
+    from wsld_plugin import command_line
+    with command_line.one_line_errors():
+        command_line.build_runner(train_config(args)).train()
+    command_line.leave_group()
 
 
 if __name__ == '__main__':
-    main()
+    start(main)

@@ -1,9 +1,12 @@
 """The environment that the README's commands make, without a network."""
 from __future__ import annotations
 
+import io
 import json
+import shutil
 import subprocess
 import sys
+from contextlib import redirect_stderr
 from pathlib import Path
 from types import ModuleType
 
@@ -15,7 +18,7 @@ TOOLS = Path(__file__).parents[2] / 'tools'
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(TOOLS))
-    import environment
+    import _environment as environment
     return environment
 
 
@@ -31,27 +34,22 @@ def mark(env: Path) -> dict:
     return json.loads((env / 'wsld_plugin.json').read_text())
 
 
-def test_needs_the_standard_library_only() -> None:
-    code = (f'import sys; sys.path.insert(0, {str(TOOLS)!r})\n'
-            'import environment, quickstart, run_tests\n'
-            'print(*{name.split(".")[0] for name in sys.modules})')
-    done = subprocess.run([sys.executable, '-I', '-S', '-c', code],
-                          capture_output=True,
-                          text=True,
-                          check=True)
-    assert not {'numpy', 'torch', 'rich', 'wsld_plugin'} & set(
-        done.stdout.split())
+def fails(environment: ModuleType, env: Path, message: str) -> None:
+    """The environment cannot be made, which is told in one line."""
+    said = io.StringIO()
+    with redirect_stderr(said), pytest.raises(SystemExit) as leaving:
+        environment.prepare(env)
+    assert leaving.value.code == 2
+    assert message in said.getvalue() and said.getvalue().count('\n') == 1
 
 
 def test_failed_install_is_made_anew(environment: ModuleType, tmp_path: Path,
                                      no_index: None) -> None:
     env = tmp_path / 'env'
-    with pytest.raises(SystemExit, match='installation failed'):
-        environment.prepare(env)
+    fails(environment, env, 'installation failed')
     assert mark(env) == {'requirements': ''}
     (env / 'half').touch()
-    with pytest.raises(SystemExit, match='installation failed'):
-        environment.prepare(env)
+    fails(environment, env, 'installation failed')
     assert not (env / 'half').exists()
 
 
@@ -64,15 +62,13 @@ def test_finished_one_is_reused(environment: ModuleType, tmp_path: Path,
     assert environment.prepare(env) == env / 'bin' / 'python'
     # Other requirements than those installed: pip is called again.
     environment._write_mark(env, 'older')
-    with pytest.raises(SystemExit, match='installation failed'):
-        environment.prepare(env)
+    fails(environment, env, 'installation failed')
 
 
 def test_other_folder_is_left_alone(environment: ModuleType,
                                     tmp_path: Path) -> None:
     (tmp_path / 'mine').touch()
-    with pytest.raises(SystemExit, match='not made by this command'):
-        environment.prepare(tmp_path)
+    fails(environment, tmp_path, 'not made by this command')
     assert (tmp_path / 'mine').exists()
 
 
@@ -82,6 +78,17 @@ def test_wrong_python_is_named(environment: ModuleType, tmp_path: Path,
                                version: tuple) -> None:
     monkeypatch.setattr(environment.sys, 'version_info', version)
     found = '.'.join(map(str, version))
-    with pytest.raises(SystemExit, match=f'3.9 to 3.13, this is {found}'):
-        environment.prepare(tmp_path / 'env')
+    fails(environment, tmp_path / 'env', f'3.9 to 3.13, this is {found}')
     assert not (tmp_path / 'env').exists()
+
+
+@pytest.mark.parametrize('tool', ['run_tests.py', 'quickstart.py'])
+def test_an_installed_one_says_what_it_needs(tool: str,
+                                             tmp_path: Path) -> None:
+    shutil.copytree(TOOLS, tmp_path / '.mim' / 'tools')
+    run = subprocess.run([sys.executable, tmp_path / '.mim' / 'tools' / tool],
+                         capture_output=True,
+                         text=True)
+    assert run.returncode == 2
+    assert run.stderr.startswith(f'{tool}: needs a checkout')
+    assert run.stderr.count('\n') == 1

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from mmengine.config import ConfigDict
 
 HERE = Path(__file__).parent
 TOOLS = HERE.parents[1] / 'tools'
@@ -141,16 +140,25 @@ def test_mixed_precision_without_validation(call_tool: Call,
     assert not any('accuracy/top1' in entry for entry in scalars(tmp_path))
 
 
+# What is said, the tool and its arguments; files are made as their names say.
 MISTAKES: dict[str, tuple[str, ...]] = {
-    'cannot read the config nowhere.py': ('train.py', 'nowhere.py'),
-    'cannot read the config {tmp}/broken.py': ('train.py', '{tmp}/broken.py'),
-    '{tmp}/nowhere.pth can not be found': (
+    'cannot read the config nowhere.py: no such file': (
+        'train.py', 'nowhere.py'),
+    'cannot read the config broken.py, line 1: ': ('train.py', 'broken.py'),
+    '--cfg-options model.type.x=1: the config has nothing that could take': (
+        'train.py', '{distillation}', '--cfg-options', 'model.type.x=1'),
+    'sets optim_wraper, which nothing reads; similar: optim_wrapper': (
+        'train.py', '{distillation}', '--cfg-options', 'optim_wraper.lr=1'),
+    'has no train_dataloader': (
         'train.py', '{distillation}', '--cfg-options',
-        'model.teacher_ckpt={tmp}/nowhere.pth'),
+        'train_dataloader=None'),
+    'nowhere.pth is missing': (
+        'train.py', '{distillation}', '--cfg-options',
+        'model.teacher_ckpt=nowhere.pth'),
     'model.teacher_ckpt={exported} does not fit': (
         'train.py', '{distillation}', '--cfg-options',
         'model.teacher_ckpt={exported}'),
-    'cannot download a checkpoint': (
+    'cannot download http://127.0.0.1:9/teacher.pth: no answer': (
         'train.py', '{distillation}', '--cfg-options',
         'model.teacher_ckpt=http://127.0.0.1:9/teacher.pth'),
     'auto_scale_lr.base_batch_size': (
@@ -164,17 +172,21 @@ MISTAKES: dict[str, tuple[str, ...]] = {
         'optim_wrapper.dtype=float16'),
     'was not started by that launcher': (
         'train.py', '{distillation}', '--launcher', 'pytorch'),
-    '{tmp}/nowhere2.pth can not be found': (
-        'train.py', '{distillation}', '--resume', '{tmp}/nowhere2.pth'),
-    '{tmp}/nowhere3.pth can not be found': (
-        'test.py', '{distillation}', '{tmp}/nowhere3.pth'),
-    '{tmp}/teacher.pth holds no student': (
-        'test.py', '{distillation}', '{tmp}/teacher.pth'),
+    'text.pth is no checkpoint: it starts with': (
+        'train.py', '{distillation}', '--resume', 'text.pth'),
+    '{exported} holds weights alone, no training': (
+        'train.py', '{distillation}', '--resume', '{exported}'),
+    'empty.pth is empty': ('test.py', '{distillation}', 'empty.pth'),
+    'teacher.pth holds no student': (
+        'test.py', '{distillation}', 'teacher.pth'),
     '{exported} does not fit the ImageClassifier': (
         'test.py', '{student}', '{exported}', '--cfg-options',
         'model.backbone.depth=34'),
-    '{tmp}/empty.pth holds no student': (
-        'export_student.py', '{tmp}/empty.pth', '{tmp}/out/'),
+    '--tta needs tta_model': (
+        'test.py', '{student}', '{exported}', '--tta', '--cfg-options',
+        'model.data_preprocessor.type=SegDataPreProcessor'),
+    'teacher.pth holds no student:': (
+        'export_student.py', 'teacher.pth', 'out/'),
 }
 
 
@@ -182,53 +194,31 @@ MISTAKES: dict[str, tuple[str, ...]] = {
 @pytest.mark.skipif(
     torch.cuda.is_available(), reason='some mistakes are none with a GPU')
 def test_mistakes_are_told_in_one_line(
-        message: str, exported: Path, call_tool: Call, tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / 'broken.py').write_text('model = dict(\n')
-    torch.save({'state_dict': {'teacher.w': torch.rand(1)}},
-               tmp_path / 'teacher.pth')
-    torch.save({'state_dict': {}}, tmp_path / 'empty.pth')
+        message: str, exported: Path, refusal: Callable[..., str],
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv('LOCAL_RANK', raising=False)
+    Path('broken.py').write_text('model = dict(\n')
+    Path('text.pth').write_text('lost')
+    Path('empty.pth').touch()
+    torch.save({'state_dict': {'teacher.w': torch.rand(1)}}, 'teacher.pth')
     names = dict(
-        tmp=tmp_path,
-        exported=exported,
-        distillation=DISTILLATION,
-        student=STUDENT)
-    with pytest.raises(SystemExit) as leaving:
-        call_tool(*(arg.format(**names) for arg in MISTAKES[message]))
-    line = leaving.value.code
-    assert isinstance(line, str)
+        exported=exported, distillation=DISTILLATION, student=STUDENT)
+    line = refusal(*(arg.format(**names) for arg in MISTAKES[message]))
     assert message.format(**names) in line
-    assert '\n' not in line
     assert not (tmp_path / 'out').exists()
 
 
-def test_mistake_leaves_with_an_error(start_tool: Start) -> None:
-    run = start_tool('train.py', 'nowhere.py')
-    output, _ = run.communicate(timeout=300)
-    assert run.returncode == 1
-    assert output.splitlines()[-1].startswith('train.py: cannot read the conf')
-
-
-def test_dataloader_defaults_leave_choices_alone(
-        monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(TOOLS))
-    from command_line import set_dataloader_defaults
-    loader = ConfigDict(num_workers=2)
-    set_dataloader_defaults(loader, persistent_workers=True, pin_memory=False)
-    assert loader == dict(
-        num_workers=2,
-        collate_fn=dict(type='default_collate'),
-        persistent_workers=True,
-        pin_memory=False)
-    loader = ConfigDict(num_workers=0, collate_fn=dict(type='own'))
-    set_dataloader_defaults(loader, persistent_workers=True, pin_memory=True)
-    assert loader == dict(
-        num_workers=0,
-        collate_fn=dict(type='own'),
-        persistent_workers=False,
-        pin_memory=torch.cuda.is_available())
+@pytest.mark.parametrize('options, message', [
+    (('--out', 'x.json'), 'pred goes to a file whose name ends with .pkl or'),
+    (('--out', 'x.csv', '--out-item', 'metrics'), 'name ends with .json'),
+    (('--out-item', 'metrics'), '--out-item needs --out'),
+])
+def test_wrong_output_is_told_before_the_evaluation(
+        options: tuple[str, ...], message: str,
+        refusal: Callable[..., str]) -> None:
+    assert message in refusal('test.py', 'nowhere.py', 'nowhere.pth',
+                              *options)
 
 
 @pytest.mark.parametrize('script', sorted(TOOLS.glob('*.sh')),

@@ -1,19 +1,16 @@
 """Files and URLs: download, extract, load, convert."""
 from .atomic import AtomicBackend, remove_parts, write_atomically
 from .conversion import mmpretrain_names
-from .download import (
-    DownloadError,
-    UnknownModelError,
-    checkpoint_url,
-    download_checkpoint,
-)
+from .download import DownloadError, download_checkpoint
 from .loading import (
+    CheckpointError,
     CheckpointMismatchError,
     load_strictly,
     load_weights,
     load_what_fits,
     read_checkpoint,
 )
+from .onnx_file import OnnxError, OnnxStudent, export_onnx
 from .student import (
     ExportedStudent,
     export_student,
@@ -22,16 +19,21 @@ from .student import (
     student_weights,
 )
 from .teacher import FrozenTeacher, weights_sha256
+from .zoo import UnknownModelError, checkpoint_url
 
 __all__ = [
     'AtomicBackend',
+    'CheckpointError',
     'CheckpointMismatchError',
     'DownloadError',
     'ExportedStudent',
     'FrozenTeacher',
+    'OnnxError',
+    'OnnxStudent',
     'UnknownModelError',
     'checkpoint_url',
     'download_checkpoint',
+    'export_onnx',
     'export_student',
     'load_strictly',
     'load_weights',

@@ -1,7 +1,10 @@
 """Load weights that fit exactly, or refuse."""
 from __future__ import annotations
 
+import pickle
+import zipfile
 from collections import OrderedDict
+from pathlib import Path
 from typing import Any
 
 from mmengine.runner import CheckpointLoader
@@ -12,34 +15,96 @@ from .conversion import mmpretrain_names
 
 # Enough to recognise the wrong network by.
 _SHOWN_LINE = 300
+# How the two formats of torch.save begin: a zip archive, a pickle.
+_BEGINNINGS = (b'PK\x03\x04', b'\x80')
+# What torch.load raises, by its version, of files that are none of its own.
+_UNREADABLE = (AttributeError, EOFError, ImportError, LookupError,
+               RuntimeError, TypeError, ValueError, pickle.UnpicklingError)
 
 
-class CheckpointMismatchError(ValueError):
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used; the message says what to do."""
+
+
+class CheckpointMismatchError(CheckpointError):
     """A checkpoint does not hold the weights that were asked for."""
 
 
-def read_checkpoint(path: str) -> dict[str, Any]:
+def read_checkpoint(path: str, *, training: bool = False) -> dict[str, Any]:
     """Read a checkpoint file or URL on the CPU, by mmengine's loader.
 
     Args:
         path: Local path or URL of any scheme that mmengine knows.
+        training: Whether a training is to go on with it.
 
     Returns:
         The checkpoint, with the weights under ``state_dict``; a bare state
         dict is put there.
 
     Raises:
-        FileNotFoundError: If a local file is missing.
-        CheckpointMismatchError: If the file holds no dictionary.
+        CheckpointError: In one line, if the file is missing, cut off or no
+            checkpoint, refers to code, holds no weights, or, for a
+            training, holds only them.
     """
-    checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
-    if not isinstance(checkpoint, dict):
-        raise CheckpointMismatchError(
-            f'{path} holds a {type(checkpoint).__name__}, expected a '
-            'dictionary of weights')
-    if 'state_dict' not in checkpoint:
-        checkpoint = dict(state_dict=checkpoint)
-    return checkpoint
+    try:
+        checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
+    except CheckpointError:
+        raise
+    except FileNotFoundError as error:
+        raise CheckpointError(f'{path} is missing') from error
+    except _UNREADABLE as error:
+        said = ' '.join(str(error).split()) or type(error).__name__
+        fault = fault_of(Path(path))
+        if fault is None and said.startswith(path):
+            # The refusal of a file that refers to code.
+            raise CheckpointError(said) from error
+        raise CheckpointError(
+            f'{path} {fault or f"cannot be read: {said}"}') from error
+    found = f'a {type(checkpoint).__name__}'
+    if isinstance(checkpoint, dict):
+        found = ', '.join(map(str, [*checkpoint][:8])) or 'nothing'
+        checkpoint = (
+            checkpoint if 'state_dict' in checkpoint else dict(
+                state_dict=checkpoint))
+        if _is_weights(checkpoint['state_dict']):
+            if training and 'message_hub' not in checkpoint:
+                raise CheckpointError(
+                    f'{path} holds weights alone, no training to go on with: '
+                    "name a training's own checkpoint, such as epoch_9.pth")
+            return checkpoint
+    raise CheckpointError(f'{path} holds no dictionary of weights, itself or '
+                          f'as state_dict, but {found}')
+
+
+def _is_weights(state: object) -> bool:
+    # Modules may put anything into their extra state.
+    return isinstance(state, dict) and all(
+        isinstance(value, Tensor) or str(key).endswith('_extra_state')
+        for key, value in state.items())
+
+
+def fault_of(path: Path) -> str | None:
+    """What keeps a local file from being a checkpoint.
+
+    Args:
+        path: The file, which may be missing.
+
+    Returns:
+        The end of a sentence about the file; None if nothing can be seen
+        without reading all of it.
+    """
+    if not path.is_file():
+        return 'is missing'
+    with path.open('rb') as file:
+        start = file.read(16)
+    if not start:
+        return 'is empty'
+    if not start.startswith(_BEGINNINGS):
+        return f'is no checkpoint: it starts with {start!r}'
+    # A zip archive ends with its table of contents.
+    if start.startswith(b'PK') and not zipfile.is_zipfile(path):
+        return 'is cut off'
+    return None
 
 
 def strip_prefix(weights: dict[str, Tensor],

@@ -160,16 +160,29 @@ def export_student(source: str, out: str) -> ExportedStudent:
     torch.save(published, buffer)
     data = buffer.getvalue()
 
-    target = Path(out)
-    if out.endswith('/') or target.is_dir():
-        experiment = published['meta'].get('experiment_name',
-                                           Path(source).stem)
-        target = target / re.sub(r'_\d{8}_\d{6}$', '', experiment)
-    name = target.name[:-4] if target.name.endswith('.pth') else target.name
     digest = hashlib.sha256(data).hexdigest()[:8]
-    path = target.with_name(f'{name}_{time.strftime("%Y%m%d")}-{digest}.pth')
+    path = export_path(out, published, source,
+                       f'_{time.strftime("%Y%m%d")}-{digest}.pth')
     write_atomically(path, data)
     return ExportedStudent(path, published['meta']['averaged'])
+
+
+def export_path(out: str, checkpoint: dict[str, Any], source: str,
+                ending: str) -> Path:
+    """Where a student goes.
+
+    Args:
+        out: A file, with or without its suffix, or an existing folder or one
+            with a final slash, in which the name is the experiment's.
+        checkpoint: The student's, whose ``meta`` may name the experiment.
+        source: Path or URL of what the student was taken from.
+        ending: Of the name, from what follows its stem.
+    """
+    path, suffix = Path(out), Path(ending).suffix
+    if out.endswith('/') or path.is_dir():
+        name = checkpoint['meta'].get('experiment_name', Path(source).stem)
+        return path / (re.sub(r'_\d{8}_\d{6}$', '', name) + ending)
+    return path.with_name(path.name.removesuffix(suffix) + ending)
 
 
 def _without_teacher(

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 9), (3, 13)
-_EXTRAS = 'openmmlab,deploy,data,test'
+_EXTRAS = 'openmmlab,deploy,experiments,test'
 _MARK = 'wsld_plugin.json'
 
 
@@ -33,6 +33,9 @@ def enter(script: str, env: Path = ROOT / '.venv') -> None:
     Raises:
         SystemExit: With one line, if the environment cannot be made.
     """
+    if not (ROOT / 'setup.py').is_file():
+        _fail('needs a checkout of the repository, its tests and its '
+              f'setup.py, and is installed in {ROOT}: clone it')
     python = prepare(env)
     if _inside(env):
         return
@@ -142,4 +145,5 @@ def _run(command: list[str], what: str) -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    sys.exit(f'{Path(sys.argv[0]).name}: {message}')
+    print(f'{Path(sys.argv[0]).name}: {message}', file=sys.stderr)
+    sys.exit(2)

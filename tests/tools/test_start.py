@@ -1,0 +1,73 @@
+"""How the tools start: help, a user's modules, Ctrl-C."""
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+TOOLS = Path(__file__).parents[2] / 'tools'
+DISTILLATION = Path(__file__).with_name('tiny_distillation.py')
+PYTHON_TOOLS = [
+    path for path in sorted(TOOLS.glob('[a-z]*.py'))
+    if 'start(main)' in path.read_text()
+]
+
+
+@pytest.mark.parametrize('tool', PYTHON_TOOLS, ids=lambda path: path.name)
+def test_help_needs_no_package(tool: Path) -> None:
+    """So that it is there within a second, which torch alone takes."""
+    run = subprocess.run([sys.executable, '-S', str(tool), '--help'],
+                         capture_output=True,
+                         text=True,
+                         env=dict(os.environ, PYTHONPATH=''))
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith(f'usage: {tool.name} ')
+
+
+@pytest.mark.parametrize('tool', ['train.py', 'test.py'])
+def test_users_modules_are_not_shadowed(tool: str, tmp_path: Path) -> None:
+    names = ['_start', '_environment', *(path.stem for path in PYTHON_TOOLS),
+             'analyze', 'command_line', 'results']
+    for name in names:
+        (tmp_path / f'{name}.py').write_text('print("loaded", __file__)\n')
+    # The tool's own start is loaded when the config is read.
+    wanted = [name for name in names if name != '_start']
+    config = tmp_path / 'config.py'
+    config.write_text(f'custom_imports = dict(imports={wanted})\n')
+    run = subprocess.run(
+        [sys.executable, str(TOOLS / tool), str(config), 'x.pth'][:4 if tool ==
+                                                                  'test.py'
+                                                                  else 3],
+        capture_output=True,
+        text=True,
+        env=dict(os.environ, PYTHONPATH=f'{tmp_path}:{TOOLS.parent}'))
+    assert run.returncode == 2, run.stderr
+    assert run.stderr.splitlines()[-1] == f'{tool}: {config} has no model'
+    assert [line for line in run.stdout.splitlines() if 'loaded' in line
+            ] == [f'loaded {tmp_path / name}.py' for name in wanted]
+
+
+@pytest.mark.parametrize('heard', ['import', 'Epoch(train)'])
+def test_ctrl_c_is_one_line(heard: str, tmp_path: Path,
+                            start_tool: Callable[..., subprocess.Popen],
+                            monkeypatch: pytest.MonkeyPatch) -> None:
+    if heard == 'import':
+        # Python then tells each import, torch's in the package's among them.
+        monkeypatch.setenv('PYTHONVERBOSE', '1')
+        heard = "import 'torch"
+    run = start_tool('train.py', DISTILLATION, '--work-dir', tmp_path)
+    assert run.stdout is not None
+    for line in run.stdout:
+        if heard in line:
+            break
+    monkeypatch.undo()
+    run.send_signal(signal.SIGINT)
+    output, _ = run.communicate(timeout=120)
+    assert run.returncode == 130, output[-3000:]
+    assert 'train.py: interrupted' in output
+    assert 'Traceback' not in output

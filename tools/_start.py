@@ -1,0 +1,61 @@
+"""How each tool starts: by the standard library alone, so that help is quick.
+
+The package, with torch below it, is imported when the arguments are parsed.
+"""
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+
+
+def start(main: Callable[[], None]) -> None:
+    """Call a tool's main, as a program of its own.
+
+    Python puts the folder of a program in front of all others, where a
+    user's own module called ``test`` would be taken for ours. Ctrl-C while
+    packages are imported is one line.
+    """
+    here = os.path.dirname(os.path.realpath(__file__))
+    if sys.path and os.path.realpath(sys.path[0]) == here:
+        del sys.path[0]
+    try:
+        main()
+    except KeyboardInterrupt:
+        print(
+            f'{os.path.basename(sys.argv[0])}: interrupted', file=sys.stderr)
+        sys.exit(130)
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """Add the argument that overrides what a config says."""
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        default=[],
+        metavar='KEY=VALUE',
+        help='override fields of the config; lists as key="[a,b]" or '
+        'key=a,b, without blanks; more quotes keep commas and blanks: '
+        'key="\'a, b\'"')
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that all tools with a runner take."""
+    parser.add_argument('--work-dir', help='folder for logs and results')
+    add_config_options(parser)
+    parser.add_argument(
+        '--no-pin-memory',
+        action='store_true',
+        help='do not pin batches in memory')
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='what starts the processes of a distributed run')
+    # torch.distributed.launch passes one or the other, by its version.
+    parser.add_argument(
+        '--local_rank',
+        '--local-rank',
+        type=int,
+        help=argparse.SUPPRESS)

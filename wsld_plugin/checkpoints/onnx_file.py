@@ -1,0 +1,250 @@
+"""Write the student for programs that know neither mmpretrain nor us."""
+from __future__ import annotations
+
+import inspect
+import tempfile
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.registry import DATASETS, MODELS, DefaultScope
+from torch import Tensor, nn
+
+from ..config import load_config
+from .atomic import write_atomically
+from .loading import CheckpointError, load_weights, read_checkpoint
+from .student import export_path, student_checkpoint, student_model
+
+_PICTURES = 100
+# Of the largest logit: float32 sums in another order stay far below, a wrong
+# mean or a lost layer is far above.
+_TOLERANCE = 1e-4
+# The oldest that inference engines still ask for and torch still writes.
+_OLDEST_OPSET = 11
+
+
+class OnnxError(CheckpointError):
+    """A student cannot be written as ONNX, or differs there."""
+
+
+class OnnxStudent(NamedTuple):
+    """An ONNX file that was compared with the student it was made from.
+
+    Attributes:
+        path: The file written.
+        images: How many pictures both have seen.
+        largest_difference: Between any two logits.
+        largest_logit: Magnitude of the student's largest logit.
+        equal_top1: For how many pictures both named the same class.
+    """
+
+    path: Path
+    images: int
+    largest_difference: float
+    largest_logit: float
+    equal_top1: int
+
+
+def export_onnx(source: str,
+                out: str,
+                *,
+                config: str | None = None,
+                opset: int | None = None,
+                with_preprocessing: bool = False) -> OnnxStudent:
+    """Write a checkpoint's student as an ONNX file.
+
+    The file maps a batch of any size, ``images`` of shape (N, 3, H, W), to
+    ``logits`` of shape (N, C). It is read back, run on pictures of the
+    student's test set and kept only if its logits are the student's.
+    Where that set is not on this machine, pieces of two photographs that
+    come with scikit-learn take its place.
+
+    Args:
+        source: Path or URL of a checkpoint of a distiller or classifier.
+        out: The file, or an existing folder or one with a final slash, in
+            which the name is the experiment's.
+        config: Config file of the distiller or classifier, for a checkpoint
+            that does not hold its config.
+        opset: ONNX opset; by default that which torch prefers.
+        with_preprocessing: Whether the file takes pictures as OpenCV reads
+            them (uint8, blue first) and normalises them itself, or takes
+            normalised ones (float32).
+
+    Returns:
+        The file and the comparison.
+
+    Raises:
+        CheckpointError: If ``source`` holds no student, or one that does not
+            fit the config.
+        ConfigError: If ``config`` cannot be read.
+        OnnxError: If ONNX or the opset cannot be written here, the config is
+            missing, or the file's logits are not the student's.
+    """
+    _check(opset)
+    checkpoint = student_checkpoint(read_checkpoint(source), source)
+    cfg = _student_config(checkpoint['meta']['cfg'], config, source)
+    with DefaultScope.overwrite_default_scope(
+            cfg.get('default_scope', 'mmpretrain')):
+        pictures = _pictures(cfg)
+        classifier = MODELS.build(cfg.model)
+    load_weights(classifier, checkpoint['state_dict'], source)
+    student = _Logits(classifier, with_preprocessing).eval()
+    path = export_path(out, checkpoint, source, '.onnx')
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        if not with_preprocessing:
+            pictures = _preprocessed(classifier, pictures)
+        part = Path(folder, path.name)
+        _write(student, pictures[:2], part, opset)
+        written = OnnxStudent(path, *_compare(student, _read(part), pictures))
+        limit = _TOLERANCE * written.largest_logit
+        # So that NaN is not below it either.
+        if not written.largest_difference <= limit:
+            raise OnnxError(
+                f'{path.name} was not kept: its logits differ from the '
+                f"student's by up to {written.largest_difference:.3g}, "
+                f'expected at most {limit:.3g}')
+        write_atomically(path, part.read_bytes())
+    return written
+
+
+class _Logits(nn.Module):
+    """A classifier with one input and one output."""
+
+    def __init__(self, classifier: nn.Module,
+                 with_preprocessing: bool) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.with_preprocessing = with_preprocessing
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.with_preprocessing:
+            images = _preprocessed(self.classifier, images)
+        return self.classifier(images, mode='tensor')
+
+
+def _preprocessed(classifier: Any, images: Tensor) -> Tensor:
+    return classifier.data_preprocessor(dict(inputs=images))['inputs']
+
+
+def _check(opset: int | None) -> None:
+    """Refuse what could not be written, before any work."""
+    missing = [
+        name for name in ('onnx', 'onnxruntime', 'onnxscript')
+        if find_spec(name) is None
+    ]
+    if missing:
+        raise OnnxError(
+            f'ONNX needs {", ".join(missing)}: pip install '
+            f'{" ".join(missing)}, or this package with its extra "deploy"')
+    import onnx
+    newest = onnx.defs.onnx_opset_version()
+    if opset is not None and not _OLDEST_OPSET <= opset <= newest:
+        raise OnnxError(
+            f'opset is {opset}, expected {_OLDEST_OPSET} to {newest}')
+
+
+def _student_config(text: str, config: str | None, source: str) -> Config:
+    if config is not None:
+        cfg = load_config(config)
+        cfg.model = student_model(cfg.model)
+    elif text:
+        cfg = Config.fromstring(text, file_format='.py')
+    else:
+        raise OnnxError(f'{source} does not hold the config of its student: '
+                        'name the config file')
+    if 'test_dataloader' not in cfg:
+        raise OnnxError('the config has no test_dataloader, whose pictures '
+                        'the file is compared on')
+    return cfg
+
+
+def _pictures(cfg: Config) -> Tensor:
+    """Pictures as the test's pipeline leaves them, (N, 3, H, W) uint8."""
+    test_set = cfg.test_dataloader.dataset
+    try:
+        dataset = DATASETS.build(test_set)
+        packed = [dataset[i] for i in range(min(_PICTURES, len(dataset)))]
+    except FileNotFoundError:
+        steps = Compose([
+            step for step in test_set.pipeline
+            if not step['type'].split('.')[-1].startswith('LoadImage')
+        ])
+        packed = [
+            steps(dict(img=piece, img_shape=size, ori_shape=size))
+            for piece, size in _pieces_of_photographs()
+        ]
+    return torch.stack([item['inputs'] for item in packed])
+
+
+def _pieces_of_photographs() -> list[tuple[Any, tuple[int, int]]]:
+    from sklearn.datasets import load_sample_images
+    photos = load_sample_images().images
+    pieces = []
+    for i in range(_PICTURES):
+        # Of 427 x 640 pixels, in OpenCV's order of colours.
+        top, left, size = 13 * i % 170, 29 * i % 380, 128 + i
+        piece = photos[i % 2][top:top + size, left:left + size, ::-1]
+        pieces.append((piece.copy(), piece.shape[:2]))
+    return pieces
+
+
+def _compare(student: nn.Module, written: Callable[[Tensor], Tensor],
+             images: Tensor) -> tuple[int, float, float, int]:
+    # A batch of one first: a size that was traced as a constant shows.
+    batches = [images[:1], *images[1:].split(32)]
+    results = [(student(batch), written(batch)) for batch in batches]
+    for expected, got in results:
+        if got.shape != expected.shape:
+            raise OnnxError(
+                'the file was not kept: its logits have the shape '
+                f'{tuple(got.shape)}, expected {tuple(expected.shape)}')
+    expected, got = map(torch.cat, zip(*results))
+    return (len(images), float((got - expected).abs().max()),
+            float(expected.abs().max()),
+            int((got.argmax(1) == expected.argmax(1)).sum()))
+
+
+def _write(student: nn.Module, images: Tensor, path: Path,
+           opset: int | None) -> None:
+    import onnx
+    options: dict[str, Any] = dict(
+        input_names=['images'], output_names=['logits'], opset_version=opset)
+    known = inspect.signature(torch.onnx.export).parameters
+    if 'dynamic_shapes' not in known or (opset or 18) < 18:
+        # The newer exporter cannot write older opsets: it would only log
+        # that the file has another one than was asked for.
+        options.update(
+            dynamic_axes=dict(images={0: 'batch'}, logits={0: 'batch'}),
+            **dict(dynamo=False) if 'dynamo' in known else {})
+    else:
+        # external_data: the weights go into the same file.
+        options.update(
+            dynamo=True,
+            dynamic_shapes=dict(images={0: torch.export.Dim('batch')}),
+            external_data=False,
+            verbose=False)
+    with warnings.catch_warnings():
+        # About constants, which the comparison answers, and the exporter.
+        for category in (torch.jit.TracerWarning, FutureWarning,
+                         DeprecationWarning):
+            warnings.simplefilter('ignore', category)
+        torch.onnx.export(student, (images, ), str(path), **options)
+    found = onnx.load(str(path)).opset_import[0].version
+    if opset not in (None, found):
+        raise OnnxError(f'torch {torch.__version__} writes this student in '
+                        f'opset {found}, not {opset}')
+
+
+def _read(path: Path) -> Callable[[Tensor], Tensor]:
+    import onnx
+    import onnxruntime
+    onnx.checker.check_model(str(path))
+    session = onnxruntime.InferenceSession(
+        str(path), providers=['CPUExecutionProvider'])
+    return lambda images: torch.from_numpy(
+        session.run(['logits'], dict(images=images.numpy()))[0])

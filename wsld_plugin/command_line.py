@@ -1,0 +1,261 @@
+"""What the tools do around their one call: configs, devices, errors."""
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from mmengine.config import Config
+from mmengine.evaluator import DumpResults
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner, find_latest_checkpoint
+
+from . import compat
+from .checkpoints import (
+    CheckpointError,
+    load_weights,
+    read_checkpoint,
+    student_model,
+    student_weights,
+)
+from .config import ConfigError, load_config
+
+
+def fail(message: object, code: int = 2) -> NoReturn:
+    """Leave with one line on stderr.
+
+    Args:
+        message: What is wrong, and what would be right.
+        code: Exit code; 2 is a user's mistake.
+
+    Raises:
+        SystemExit: Always.
+    """
+    line = ' '.join(str(message).split())
+    print(f'{Path(sys.argv[0]).name}: {line}', file=sys.stderr)
+    raise SystemExit(code)
+
+
+@contextmanager
+def one_line_errors(*more: type[Exception]) -> Iterator[None]:
+    """Turn a user's mistakes into one line and exit code 2, not a trace.
+
+    These are wrong configs and checkpoints, and files that cannot be read or
+    written. Ctrl-C is one line, too, and exit code 130. What others are
+    known to chat about is silenced.
+
+    Args:
+        more: Further errors that are a user's mistakes.
+    """
+    compat.quiet()
+    mistakes: tuple[type[Exception], ...] = (ConfigError, CheckpointError,
+                                             *more)
+    try:
+        yield
+    except KeyboardInterrupt:
+        fail('interrupted', 130)
+    except mistakes as error:
+        fail(error)
+    except OSError as error:
+        # A full disk or a folder that is read-only, rather than a bug.
+        if error.filename is None:
+            raise
+        fail(error)
+
+
+def read_run_config(args: argparse.Namespace,
+                    split: str = 'train') -> Config:
+    """Read the config of a run, and put its command line into it.
+
+    Args:
+        args: With ``config``, ``cfg_options``, ``work_dir``, ``launcher``
+            and ``local_rank``, as the tools take them.
+        split: ``'train'``, ``'val'`` or ``'test'``: what the run is over.
+
+    Returns:
+        The config, with ``work_dir`` and ``launcher``.
+
+    Raises:
+        ConfigError: As :func:`wsld_plugin.config.load_config`, and if there
+            is no model or no ``{split}_dataloader``.
+    """
+    if args.local_rank is not None:
+        os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg = load_config(args.config, args.cfg_options)
+    for key in ('model', f'{split}_dataloader'):
+        if not cfg.get(key):
+            raise ConfigError(f'{args.config} has no {key}')
+    cfg.launcher = args.launcher
+    cfg.work_dir = (
+        args.work_dir or cfg.get('work_dir')
+        or f'./work_dirs/{Path(args.config).stem}')
+    return cfg
+
+
+def set_dataloader_defaults(cfg: Config, split: str, *,
+                            persistent_workers: bool,
+                            pin_memory: bool) -> None:
+    """Fill in what a dataloader's config leaves open, as mmpretrain does.
+
+    Args:
+        cfg: Config whose ``{split}_dataloader``, where it has one, is
+            changed in place. Pictures of a classifier, which mmpretrain's
+            preprocessor gets, are collated by ``default_collate``.
+        split: ``'train'``, ``'val'`` or ``'test'``.
+        persistent_workers: Whether workers, where there are any, should
+            outlive an epoch.
+        pin_memory: False to forbid pinning; it is of use with CUDA only.
+    """
+    loader = cfg.get(f'{split}_dataloader')
+    if not loader:
+        return
+    if _is_classification(cfg):
+        loader.setdefault('collate_fn', dict(type='default_collate'))
+    loader.setdefault('persistent_workers', persistent_workers
+                      and loader.get('num_workers', 0) > 0)
+    loader.setdefault('pin_memory', torch.cuda.is_available())
+    if not pin_memory:
+        loader.pin_memory = False
+
+
+def _is_classification(cfg: Config) -> bool:
+    """Whether ``ClsDataPreprocessor`` gets the batches.
+
+    Others, such as those of segmentation, take lists of pictures.
+    """
+    student = student_model(cfg.model)
+    preprocessor = student.get('data_preprocessor') or cfg.get(
+        'data_preprocessor') or {}
+    kind = preprocessor.get('type')
+    # Which is what mmpretrain's classifiers take if nothing is said.
+    names = ('ClsDataPreprocessor', ) if kind else (
+        'ImageClassifier', 'TimmClassifier', 'HuggingFaceClassifier')
+    kind = kind or student.get('type')
+    return getattr(kind, '__name__', str(kind)).rpartition('.')[2] in names
+
+
+def use_mixed_precision(cfg: Config) -> None:
+    """Train in float16 on a GPU, in bfloat16 on the CPU.
+
+    Args:
+        cfg: Its ``optim_wrapper`` is changed in place.
+
+    Raises:
+        ConfigError: If that is another one than mmengine's.
+    """
+    wrapper = cfg.setdefault('optim_wrapper', {})
+    kind = wrapper.get('type', 'OptimWrapper')
+    if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise ConfigError(f'--amp cannot replace optim_wrapper.type={kind}, '
+                          'expected OptimWrapper')
+    wrapper.type = 'AmpOptimWrapper'
+    wrapper.setdefault('loss_scale', 'dynamic')
+    if not torch.cuda.is_available():
+        wrapper.setdefault('dtype', 'bfloat16')
+
+
+def use_test_time_augmentation(cfg: Config) -> None:
+    """Test with the config's augmentations, by default with flips.
+
+    Args:
+        cfg: Its ``model`` and ``test_dataloader`` are changed in place.
+
+    Raises:
+        ConfigError: If it does not say how predictions are averaged, or its
+            test set has no pipeline.
+    """
+    if 'tta_model' not in cfg and not _is_classification(cfg):
+        raise ConfigError('--tta needs tta_model in the config')
+    dataset = cfg.test_dataloader.dataset
+    if not dataset.get('pipeline'):
+        raise ConfigError('--tta needs test_dataloader.dataset.pipeline')
+    *head, pack = deepcopy(dataset.pipeline)
+    flips = [dict(type='RandomFlip', prob=prob) for prob in (1.0, 0.0)]
+    dataset.pipeline = cfg.get('tta_pipeline') or [
+        *head, dict(type='TestTimeAug', transforms=[flips, [pack]])
+    ]
+    model = dict(
+        cfg.get('tta_model') or dict(type='mmpretrain.AverageClsScoreTTA'),
+        module=cfg.model)
+    if cfg.model.get('data_preprocessor'):
+        # Or Runner would give it the config's, which is for other models.
+        model.setdefault('data_preprocessor', cfg.model.data_preprocessor)
+    cfg.model = model
+
+
+def prepare_devices(cfg: Config) -> None:
+    """Ready the finished config for GPUs, or for the CPU where none is.
+
+    Args:
+        cfg: Changed in place.
+
+    Raises:
+        ConfigError: If the config asks for what is not there.
+    """
+    try:
+        compat.prepare_amp(cfg)
+        compat.prepare_distributed(cfg)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Build the runner of a finished config.
+
+    Args:
+        cfg: Changed in place, for the devices.
+
+    Raises:
+        ConfigError: As :func:`prepare_devices`.
+        CheckpointError: If what it starts from cannot be read.
+    """
+    prepare_devices(cfg)
+    resume, start = cfg.get('resume', False), cfg.get('load_from')
+    if resume and start is None:
+        start = find_latest_checkpoint(cfg.work_dir)
+    if start is not None:
+        # What Runner raises would be a trace.
+        read_checkpoint(start, training=resume)
+    return (RUNNERS.build if 'runner_type' in cfg else Runner.from_cfg)(cfg)
+
+
+def evaluate_student(cfg: Config,
+                     checkpoint: str,
+                     predictions: str | None = None) -> dict[str, Any]:
+    """Test a student: alone, or taken out of a distiller's checkpoint.
+
+    Args:
+        cfg: Finished config whose ``model`` is the student.
+        checkpoint: Path or URL of its weights, or of a distiller's.
+        predictions: File for them, if they are wanted.
+
+    Returns:
+        The metrics of ``test_evaluator``.
+
+    Raises:
+        ConfigError: As :func:`prepare_devices`.
+        CheckpointError: If the weights cannot be read or do not fit.
+    """
+    weights = student_weights(
+        read_checkpoint(checkpoint)['state_dict'], checkpoint)
+    runner = build_runner(cfg)
+    load_weights(runner.model, weights, checkpoint)
+    if predictions is not None:
+        runner.test_evaluator.metrics.append(DumpResults(predictions))
+    return runner.test()
+
+
+def leave_group() -> None:
+    """Leave the other processes of a distributed run, at its end.
+
+    Without it, gloo's threads may be at work when Python ends, which aborts
+    the process now and then (seen on torch 2.15, with two launchers).
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
