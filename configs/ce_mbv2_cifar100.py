@@ -1,9 +1,9 @@
 # MobileNetV2 without a teacher, CIFAR-100.
 _base_ = [
-    './_base_/models/mobilenet_v2_cifar.py',
     './_base_/datasets/cifar100_bs64.py',
     './_base_/schedules/cifar100_lr001.py',
     './_base_/runtime.py',
 ]
+from wsld_plugin.models.networks import network
 
-model = _base_.mobilenet_v2
+model = network('mbv2', 'cifar100')

@@ -1,9 +1,9 @@
 # resnet110 without a teacher, CIFAR-100.
 _base_ = [
-    './_base_/models/resnet110_cifar.py',
     './_base_/datasets/cifar100_bs64.py',
     './_base_/schedules/cifar100.py',
     './_base_/runtime.py',
 ]
+from wsld_plugin.models.networks import network
 
-model = _base_.resnet110
+model = network('resnet110', 'cifar100')

@@ -1,9 +1,9 @@
 # resnet20 without a teacher, CIFAR-100.
 _base_ = [
-    './_base_/models/resnet20_cifar.py',
     './_base_/datasets/cifar100_bs64.py',
     './_base_/schedules/cifar100.py',
     './_base_/runtime.py',
 ]
+from wsld_plugin.models.networks import network
 
-model = _base_.resnet20
+model = network('resnet20', 'cifar100')

@@ -1,9 +1,9 @@
 # resnet8x4 without a teacher, CIFAR-100.
 _base_ = [
-    './_base_/models/resnet8x4_cifar.py',
     './_base_/datasets/cifar100_bs64.py',
     './_base_/schedules/cifar100.py',
     './_base_/runtime.py',
 ]
+from wsld_plugin.models.networks import network
 
-model = _base_.resnet8x4
+model = network('resnet8x4', 'cifar100')

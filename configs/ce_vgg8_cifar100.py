@@ -1,9 +1,9 @@
 # VGG-8 without a teacher, CIFAR-100.
 _base_ = [
-    './_base_/models/vgg8_cifar.py',
     './_base_/datasets/cifar100_bs64.py',
     './_base_/schedules/cifar100.py',
     './_base_/runtime.py',
 ]
+from wsld_plugin.models.networks import network
 
-model = _base_.vgg8
+model = network('vgg8', 'cifar100')

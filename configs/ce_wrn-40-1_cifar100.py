@@ -1,9 +1,9 @@
 # WRN-40-1 without a teacher, CIFAR-100.
 _base_ = [
-    './_base_/models/wrn_40_1_cifar.py',
     './_base_/datasets/cifar100_bs64.py',
     './_base_/schedules/cifar100.py',
     './_base_/runtime.py',
 ]
+from wsld_plugin.models.networks import network
 
-model = _base_.wrn_40_1
+model = network('wrn-40-1', 'cifar100')

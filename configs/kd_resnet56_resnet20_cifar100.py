@@ -1,8 +1,13 @@
 # Soft labels without weights, resnet56 to resnet20, CIFAR-100. Train
 # ce_resnet56_cifar100.py first.
 _base_ = [
-    './_base_/pairs/resnet56_resnet20_cifar100.py',
+    './_base_/datasets/cifar100_bs64.py',
+    './_base_/schedules/cifar100.py',
     './_base_/distill/kd_cifar100.py',
 ]
+from wsld_plugin.models.networks import network
 
-model = _base_.pair
+model = dict(
+    architecture=network('resnet20', 'cifar100'),
+    teacher=network('resnet56', 'cifar100'),
+    teacher_ckpt='work_dirs/ce_resnet56_cifar100/epoch_240.pth')

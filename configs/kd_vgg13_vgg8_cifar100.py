@@ -1,8 +1,13 @@
 # Soft labels without weights, VGG-13 to VGG-8, CIFAR-100. Train
 # ce_vgg13_cifar100.py first.
 _base_ = [
-    './_base_/pairs/vgg13_vgg8_cifar100.py',
+    './_base_/datasets/cifar100_bs64.py',
+    './_base_/schedules/cifar100.py',
     './_base_/distill/kd_cifar100.py',
 ]
+from wsld_plugin.models.networks import network
 
-model = _base_.pair
+model = dict(
+    architecture=network('vgg8', 'cifar100'),
+    teacher=network('vgg13', 'cifar100'),
+    teacher_ckpt='work_dirs/ce_vgg13_cifar100/epoch_240.pth')

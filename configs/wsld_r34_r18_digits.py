@@ -2,17 +2,15 @@
 # scans, the student sees 100, ten of each digit. Train ce_r34_digits.py first,
 # in the same folder.
 _base_ = [
-    './_base_/models/resnet18_digits.py',
-    './_base_/models/resnet34_digits.py',
     './_base_/datasets/digits.py',
     './_base_/schedules/digits.py',
     './_base_/distill/wsld.py',
-    './_base_/runtime_digits.py',
 ]
+from wsld_plugin.models.networks import network
 
 model = dict(
-    architecture=_base_.resnet18,
-    teacher=_base_.resnet34,
+    architecture=network('resnet18', 'digits'),
+    teacher=network('resnet34', 'digits'),
     teacher_ckpt='work_dirs/ce_r34_digits/epoch_12.pth',
     # Batches are small: the teacher keeps its own statistics.
     teacher_norm_eval=True,
@@ -22,3 +20,6 @@ model = dict(
         distill_losses=dict(loss_wsld=dict(tau=4, loss_weight=1))))
 
 train_dataloader = dict(dataset=dict(indices=100))
+# The last epoch's weights are the result, whatever `val` says of the others.
+default_hooks = dict(
+    checkpoint=dict(interval=4, max_keep_ckpts=2, save_best=None))

@@ -9,7 +9,7 @@ model = dict(
         _delete_=True,
         type='CachedTeacher',
         cache='work_dirs/wsld_r34_r18_in1k-evalbn-cached/teacher',
-        teacher=_base_.resnet34,
+        teacher=_base_.model.teacher,
         teacher_ckpt=_base_.model.teacher_ckpt),
     teacher_ckpt=None)
 

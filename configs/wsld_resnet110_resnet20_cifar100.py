@@ -1,7 +1,12 @@
 # WSLD, resnet110 to resnet20, CIFAR-100. Train ce_resnet110_cifar100.py first.
 _base_ = [
-    './_base_/pairs/resnet110_resnet20_cifar100.py',
+    './_base_/datasets/cifar100_bs64.py',
+    './_base_/schedules/cifar100.py',
     './_base_/distill/wsld_cifar100.py',
 ]
+from wsld_plugin.models.networks import network
 
-model = _base_.pair
+model = dict(
+    architecture=network('resnet20', 'cifar100'),
+    teacher=network('resnet110', 'cifar100'),
+    teacher_ckpt='work_dirs/ce_resnet110_cifar100/epoch_240.pth')

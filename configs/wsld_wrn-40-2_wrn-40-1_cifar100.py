@@ -1,7 +1,12 @@
 # WSLD, WRN-40-2 to WRN-40-1, CIFAR-100. Train ce_wrn-40-2_cifar100.py first.
 _base_ = [
-    './_base_/pairs/wrn-40-2_wrn-40-1_cifar100.py',
+    './_base_/datasets/cifar100_bs64.py',
+    './_base_/schedules/cifar100.py',
     './_base_/distill/wsld_cifar100.py',
 ]
+from wsld_plugin.models.networks import network
 
-model = _base_.pair
+model = dict(
+    architecture=network('wrn-40-1', 'cifar100'),
+    teacher=network('wrn-40-2', 'cifar100'),
+    teacher_ckpt='work_dirs/ce_wrn-40-2_cifar100/epoch_240.pth')

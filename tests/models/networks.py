@@ -3,66 +3,46 @@
 The counts are of a plain-torch transcription of the models of
 https://github.com/HobbitLong/RepDistiller (CIFAR, 100 classes, 32 pixels)
 and https://github.com/bellymonster/Weighted-Soft-Label-Distillation
-(MobileNetV1, 1000 classes, 224 pixels). The forwards are functions of a list
-of weights, so they share neither modules nor loops with the package.
+(MobileNetV1, 1000 classes, 224 pixels), and of torchvision's other ResNets
+for ImageNet. The forwards are functions of a list of weights, so they share
+neither modules nor loops with the package.
 """
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-class Network(NamedTuple):
-    """Backbone, channels that it ends with, parameters, multiply-adds."""
-
-    backbone: dict
-    channels: int
-    parameters: int
-    multiply_adds: int
-
-
-def resnet(depth: int, *counts: int, x4: bool = False) -> Network:
-    widths = dict(stem_channels=32, base_channels=64) if x4 else {}
-    return Network(
-        dict(type='CIFARResNet', depth=depth, **widths), 256 if x4 else 64,
-        *counts)
-
-
-def wrn(depth: int, widen_factor: int, *counts: int) -> Network:
-    return Network(
-        dict(type='WideResNet', depth=depth, widen_factor=widen_factor),
-        64 * widen_factor, *counts)
-
-
-NETWORKS = {
-    'resnet8': resnet(8, 83_892, 12_507_392),
-    'resnet14': resnet(14, 181_108, 26_663_168),
-    'resnet20': resnet(20, 278_324, 40_818_944),
-    'resnet32': resnet(32, 472_756, 69_130_496),
-    'resnet44': resnet(44, 667_188, 97_442_048),
-    'resnet56': resnet(56, 861_620, 125_753_600),
-    'resnet110': resnet(110, 1_736_564, 253_155_584),
-    'resnet8x4': resnet(8, 1_233_540, 177_071_104, x4=True),
-    'resnet32x4': resnet(32, 7_433_860, 1_083_040_768, x4=True),
-    'wrn_16_1': wrn(16, 1, 180_916, 26_663_168),
-    'wrn_16_2': wrn(16, 2, 703_284, 101_118_464),
-    'wrn_40_1': wrn(40, 1, 569_780, 83_286_272),
-    'wrn_40_2': wrn(40, 2, 2_255_156, 327_610_880),
-    'vgg8': Network(dict(type='CIFARVGG', depth=8), 512, 3_965_028,
-                    96_192_512),
-    'vgg13': Network(dict(type='CIFARVGG', depth=13), 512, 9_462_180,
-                     284_936_192),
-    'shufflenet_v1': Network(dict(type='CIFARShuffleNetV1'), 960, 949_258,
-                             38_691_456),
-    'shufflenet_v2': Network(dict(type='CIFARShuffleNetV2'), 1024, 1_355_528,
-                             44_504_448),
-    'mobilenet_v2': Network(dict(type='CIFARMobileNetV2'), 1280, 812_836,
-                            6_523_648),
-    'mobilenet_v1': Network(dict(type='MobileNetV1'), 1024, 4_231_976,
-                            568_740_352),
+# Parameters and multiply-adds of convolutions and the linear layer.
+COUNTS = {
+    'resnet18': (11_689_512, 1_814_073_344),
+    'resnet34': (21_797_672, 3_663_761_408),
+    'resnet50': (25_557_032, 4_089_184_256),
+    'mbv1': (4_231_976, 568_740_352),
+    'resnet8': (83_892, 12_507_392),
+    'resnet14': (181_108, 26_663_168),
+    'resnet20': (278_324, 40_818_944),
+    'resnet32': (472_756, 69_130_496),
+    'resnet44': (667_188, 97_442_048),
+    'resnet56': (861_620, 125_753_600),
+    'resnet110': (1_736_564, 253_155_584),
+    'resnet8x4': (1_233_540, 177_071_104),
+    'resnet32x4': (7_433_860, 1_083_040_768),
+    'wrn-16-1': (180_916, 26_663_168),
+    'wrn-16-2': (703_284, 101_118_464),
+    'wrn-40-1': (569_780, 83_286_272),
+    'wrn-40-2': (2_255_156, 327_610_880),
+    'vgg8': (3_965_028, 96_192_512),
+    'vgg13': (9_462_180, 284_936_192),
+    'shufflev1': (949_258, 38_691_456),
+    'shufflev2': (1_355_528, 44_504_448),
+    'mbv2': (812_836, 6_523_648),
+}
+# Members of the families that no config trains; each ends with 64 channels.
+OTHERS = {
+    'resnet14': dict(type='CIFARResNet', depth=14),
+    'resnet44': dict(type='CIFARResNet', depth=44),
+    'wrn-16-1': dict(type='WideResNet', depth=16, widen_factor=1),
 }
 
 
@@ -192,12 +172,12 @@ def mobilenet_v1(w: Weights, x: Tensor) -> Tensor:
 FORWARDS = {
     'resnet14': (cifar_resnet, dict(blocks=2, widens=False)),
     'resnet8x4': (cifar_resnet, dict(blocks=1, widens=True)),
-    'wrn_16_1': (wide_resnet, dict(blocks=2, widens=False)),
-    'wrn_16_2': (wide_resnet, dict(blocks=2, widens=True)),
+    'wrn-16-1': (wide_resnet, dict(blocks=2, widens=False)),
+    'wrn-16-2': (wide_resnet, dict(blocks=2, widens=True)),
     'vgg8': (vgg, dict(convs=1)),
     'vgg13': (vgg, dict(convs=2)),
-    'shufflenet_v1': (shufflenet_v1, {}),
-    'shufflenet_v2': (shufflenet_v2, {}),
-    'mobilenet_v2': (mobilenet_v2, {}),
-    'mobilenet_v1': (mobilenet_v1, {}),
+    'shufflev1': (shufflenet_v1, {}),
+    'shufflev2': (shufflenet_v2, {}),
+    'mbv2': (mobilenet_v2, {}),
+    'mbv1': (mobilenet_v1, {}),
 }

@@ -1,18 +1,19 @@
-"""The networks that mmpretrain lacks, against what they are published as."""
+"""The networks that mmpretrain lacks, and the table, against what is known."""
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from mmengine.analysis import FlopAnalyzer
-from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
-from networks import FORWARDS, NETWORKS, Weights
+from mmengine.registry import MODELS
+from networks import COUNTS, FORWARDS, OTHERS, Weights
 from torch import nn
 
 from wsld_plugin.models.backbones import (
@@ -21,24 +22,32 @@ from wsld_plugin.models.backbones import (
     CIFARResNet,
     WideResNet,
 )
+from wsld_plugin.models.networks import network
 
-CONFIGS = Path(__file__).parents[2] / 'configs' / '_base_' / 'models'
-CIFAR_CONFIGS = sorted(CONFIGS.glob('*_cifar.py'))
+IMAGENET = ('resnet18', 'resnet34', 'resnet50', 'mbv1')
 # The smallest of each family.
-SMALL = ('resnet8', 'wrn_16_1', 'vgg8', 'shufflenet_v1', 'shufflenet_v2',
-         'mobilenet_v2', 'mobilenet_v1')
-FAN_OUT = ('resnet8x4', 'wrn_16_2', 'vgg8', 'mobilenet_v2')
-AS_TORCH = ('shufflenet_v1', 'shufflenet_v2', 'mobilenet_v1')
+SMALL = ('resnet8', 'wrn-16-1', 'vgg8', 'shufflev1', 'shufflev2', 'mbv2',
+         'mbv1')
+FAN_OUT = ('resnet8x4', 'wrn-16-2', 'vgg8', 'mbv2')
+AS_TORCH = ('shufflev1', 'shufflev2', 'mbv1')
+
+
+def config(name: str) -> dict[str, Any]:
+    if name in OTHERS:
+        return dict(network('resnet8', 'cifar100'), backbone=OTHERS[name])
+    return network(name, 'in1k' if name in IMAGENET else 'cifar100')
 
 
 def build(name: str) -> nn.Module:
+    """A classifier, as mmpretrain builds it."""
     torch.manual_seed(0)
-    return MODELS.build(dict(NETWORKS[name].backbone, _scope_='mmpretrain'))
+    return MODELS.build(dict(config(name), _scope_='mmpretrain'))
 
 
-def pictures(dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def pictures(dtype: torch.dtype = torch.float32, size: int = 32
+             ) -> torch.Tensor:
     gen = torch.Generator().manual_seed(1)
-    return torch.randn(2, 3, 32, 32, generator=gen).to(dtype)
+    return torch.randn(2, 3, size, size, generator=gen).to(dtype)
 
 
 def shake(network: nn.Module) -> None:
@@ -52,55 +61,57 @@ def shake(network: nn.Module) -> None:
             module.running_var.uniform_(0.5, 1.5)
 
 
-@pytest.mark.parametrize('name', NETWORKS)
+@pytest.mark.parametrize('name', COUNTS)
 def test_it_counts_what_the_reference_counts(name: str) -> None:
-    network, (_, channels, parameters, multiply_adds) = (
-        build(name), NETWORKS[name])
-    classes, size = (1000, 224) if name == 'mobilenet_v1' else (100, 32)
-    classifier = (channels + 1) * classes
-    assert sum(weight.numel() for weight in network.parameters()
-               ) + classifier == parameters
-    network.eval()
-    x = torch.zeros(1, 3, size, size)
-    shape = network(x)[0].shape
-    assert shape[:2] == (1, channels)
-    flops = FlopAnalyzer(network, x).unsupported_ops_warnings(False)
-    assert flops.by_operator()['conv'] + channels * classes == multiply_adds
+    model = build(name).eval()
+    size = 224 if name in IMAGENET else 32
+    flops = FlopAnalyzer(model, torch.zeros(1, 3, size, size))
+    adds = flops.unsupported_ops_warnings(False).by_operator()
+    assert (sum(weight.numel() for weight in model.parameters()),
+            adds['conv'] + adds['linear']) == COUNTS[name]
+
+
+def test_the_page_has_the_same_counts() -> None:
+    page = (Path(__file__).parents[2] / 'docs' / 'reproduction.md').read_text()
+    rows = re.findall(r'^\| (?:\[([\w-]+)\].*|(mbv1)) \| .* \| ([\d,]+) \| '
+                      r'([\d,]+) \|$', page, re.MULTILINE)
+    assert len(rows) == 15
+    for linked, plain, *counts in rows:
+        assert COUNTS[linked or plain] == tuple(
+            int(count.replace(',', '')) for count in counts)
 
 
 @pytest.mark.parametrize('name', FORWARDS)
 def test_it_computes_what_the_reference_computes(name: str) -> None:
-    network = build(name).double()
-    shake(network)
-    network.eval()
+    backbone = build(name).backbone.double()
+    shake(backbone)
+    backbone.eval()
     forward, settings = FORWARDS[name]
-    weights = Weights(network)
+    weights = Weights(backbone)
     x = pictures(torch.float64)
     before = x.clone()
     with torch.no_grad():
-        features = network(x)
+        features, = backbone(x)
         expected = forward(weights, x, **settings)
-    assert isinstance(features, tuple)
-    assert len(features) == 1
     assert weights.left == []
     scale = expected.std()
     assert torch.isfinite(scale)
     assert scale > 1e-3
     torch.testing.assert_close(
-        features[0] / scale, expected / scale, rtol=1e-9, atol=1e-9)
+        features / scale, expected / scale, rtol=1e-9, atol=1e-9)
     assert torch.equal(x, before)
 
 
 def convolutions(name: str) -> list[nn.Conv2d]:
     """Those of a network that was spoiled and then initialised."""
-    network = build(name)
-    found = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+    backbone = build(name).backbone
+    found = [m for m in backbone.modules() if isinstance(m, nn.Conv2d)]
     for conv in found:
         # MobileNetV1 keeps what torch does when it is built.
-        for parameter in () if name == 'mobilenet_v1' else conv.parameters():
+        for parameter in () if name == 'mbv1' else conv.parameters():
             nn.init.constant_(parameter, 7)
-    network.init_weights()
-    for module in network.modules():
+    backbone.init_weights()
+    for module in backbone.modules():
         if isinstance(module, nn.BatchNorm2d):
             assert (module.weight == 1).all()
             assert not module.bias.any()
@@ -130,19 +141,33 @@ def test_it_starts_as_torch_does(name: str) -> None:
     assert (shares**2).mean() == pytest.approx(1 / 3, abs=0.01)
 
 
+@pytest.mark.parametrize('name', sorted(
+    COUNTS.keys() - OTHERS.keys() - {*IMAGENET[:3]}))
+def test_its_classifier_starts_as_the_references(name: str) -> None:
+    head = build(name).head
+    head.init_weights()
+    # Normal for VGG and MobileNetV2, else torch's, whose bias WideResNet
+    # clears.
+    weight, bias = (x.detach() for x in head.fc.parameters())
+    bound = 1 / math.sqrt(weight.shape[1])
+    if name.startswith(('vgg', 'mbv2')):
+        assert weight.std() == pytest.approx(0.01, rel=0.05)
+    else:
+        assert 0.98 * bound < weight.abs().max() <= bound
+    assert bias.any() != name.startswith(('wrn', 'vgg', 'mbv2'))
+
+
 @pytest.mark.parametrize('name', SMALL)
 def test_every_weight_learns_in_either_layout(name: str) -> None:
-    network = build(name).double()
-    size = 64 if name == 'mobilenet_v1' else 32
-    gen = torch.Generator().manual_seed(1)
-    x = torch.randn(2, 3, size, size, generator=gen, dtype=torch.float64)
+    backbone = build(name).backbone.double()
+    x = pictures(torch.float64, 64 if name == 'mbv1' else 32)
     grads = []
     for layout in (torch.contiguous_format, torch.channels_last):
-        network.to(memory_format=layout)
-        network.zero_grad()
+        backbone.to(memory_format=layout)
+        backbone.zero_grad()
         # Not the mean, which BatchNorm keeps from depending on anything.
-        network(x.to(memory_format=layout))[0].square().mean().backward()
-        grads.append([p.grad.clone() for p in network.parameters()])
+        backbone(x.to(memory_format=layout))[0].square().mean().backward()
+        grads.append([p.grad.clone() for p in backbone.parameters()])
     for one, other in zip(*grads):
         assert one.any()
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
@@ -150,18 +175,17 @@ def test_every_weight_learns_in_either_layout(name: str) -> None:
 
 @pytest.mark.parametrize('name', SMALL)
 def test_it_runs_in_bfloat16(name: str) -> None:
-    network = build(name)
-    network.eval()
+    backbone = build(name).eval().backbone
     x = pictures()
     with torch.no_grad():
-        expected = network(x)[0]
+        expected = backbone(x)[0]
         with torch.autocast('cpu', torch.bfloat16):
-            got = network(x)[0].float()
+            got = backbone(x)[0].float()
     assert (got - expected).norm() < 0.05 * expected.norm()
     assert not torch.equal(got, expected)
 
 
-@pytest.mark.parametrize('network,settings,message', [
+@pytest.mark.parametrize('build,settings,message', [
     (WideResNet, dict(depth=18),
      r'depth must be 6n \+ 4 \(10, 16, 22, ...\), got 18'),
     (WideResNet, dict(depth=4), r'depth must be 6n \+ 4 .*, got 4'),
@@ -172,10 +196,24 @@ def test_it_runs_in_bfloat16(name: str) -> None:
     (CIFARVGG, dict(depth=16), 'depth must be 8 or 13, got 16'),
     (CIFARMobileNetV2, dict(widen_factor=0.05),
      'widen_factor must be 1/16 or more, got 0.05'),
+    (network, dict(name='resnet19', dataset='in1k'),
+     "name must be one of resnet18, resnet34, .*, mbv2, got 'resnet19'"),
+    (network, dict(name='resnet18', dataset='imagenet'),
+     "dataset must be one of in1k, cifar100, .*, got 'imagenet'"),
 ])
-def test_what_none_of_them_is_is_refused(network, settings, message) -> None:
+def test_what_none_of_them_is_is_refused(build, settings, message) -> None:
     with pytest.raises(ValueError, match=message):
-        network(**settings)
+        build(**settings)
+
+
+@pytest.mark.parametrize('name', ['resnet18', 'wrn-40-2'])
+def test_changing_a_config_leaves_the_table_alone(name: str) -> None:
+    one, other = network(name, 'digits'), network(name, 'digits')
+    one['backbone']['depth'] = 1
+    one['data_preprocessor']['mean'][0] = 1
+    one['head']['loss']['type'] = 'other'
+    one['head'].setdefault('init_cfg', {})['std'] = 1
+    assert network(name, 'digits') == other
 
 
 def test_biases_before_batchnorm_are_no_warning() -> None:
@@ -198,64 +236,3 @@ print(MODELS.build(dict(type='WideResNet', depth=16)).__module__)
                           check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == 'wsld_plugin.models.backbones.wide_resnet'
-
-
-def test_there_is_a_config_for_each_network_of_the_pairs() -> None:
-    assert {path.stem for path in CIFAR_CONFIGS} == {
-        f'{name}_cifar' for name in (
-            'resnet8', 'resnet20', 'resnet32', 'resnet56', 'resnet110',
-            'resnet8x4', 'resnet32x4', 'wrn_16_2', 'wrn_40_1', 'wrn_40_2',
-            'vgg8', 'vgg13', 'shufflenet_v1', 'shufflenet_v2', 'mobilenet_v2')
-    }
-
-
-@pytest.mark.parametrize(
-    'path', [*CIFAR_CONFIGS, CONFIGS / 'mobilenet_v1.py'],
-    ids=lambda path: path.stem)
-def test_config_is_that_network(path: Path) -> None:
-    name = path.stem[:-len('_cifar')] if '_cifar' in path.stem else path.stem
-    cfg = Config.fromfile(path)
-    # Others name it `_base_.NAME`.
-    assert list(cfg) == [name]
-    model = MODELS.build(dict(cfg[name], _scope_='mmpretrain'))
-    # It would log a line for each weight.
-    model.head.init_weights()
-    parameters = sum(weight.numel() for weight in model.parameters())
-    assert parameters == NETWORKS[name].parameters
-    assert type(model.backbone).__name__ == NETWORKS[name].backbone['type']
-    model.eval()
-    classes = 1000 if name == 'mobilenet_v1' else 100
-    assert model(pictures(), mode='tensor').shape == (2, classes)
-    assert model.data_preprocessor.num_classes == classes
-    # The reference's classifiers: normal for VGG and MobileNetV2, else
-    # torch's, whose bias WideResNet clears.
-    weight, bias = (x.detach() for x in model.head.fc.parameters())
-    bound = 1 / math.sqrt(weight.shape[1])
-    if name.startswith(('vgg', 'mobilenet_v2')):
-        assert weight.std() == pytest.approx(0.01, rel=0.05)
-    else:
-        assert 0.98 * bound < weight.abs().max() <= bound
-    clears = name.startswith(('wrn', 'vgg', 'mobilenet_v2'))
-    assert bias.any() != clears
-
-
-def test_they_distil(tmp_path: Path) -> None:
-    cfg = tmp_path / 'pair.py'
-    bases = ', '.join(
-        repr(str(CONFIGS.parent / name))
-        for name in ('models/vgg8_cifar.py', 'models/wrn_40_1_cifar.py',
-                     'distill/wsld.py'))
-    cfg.write_text(f'''
-_base_ = [{bases}]
-model = dict(architecture=_base_.wrn_40_1, teacher=_base_.vgg8)
-''')
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        model = MODELS.build(Config.fromfile(cfg).model)
-    from mmpretrain.structures import DataSample
-    samples = [DataSample().set_gt_label(label) for label in (3, 97)]
-    losses = model(pictures(), samples, mode='loss')
-    assert set(losses) == {'student.loss', 'distill.loss_wsld'}
-    sum(losses.values()).backward()
-    assert all(torch.isfinite(weight.grad).all() and weight.grad.any()
-               for weight in model.architecture.parameters())
-    assert all(weight.grad is None for weight in model.teacher.parameters())

@@ -1,4 +1,6 @@
 # One frozen teacher; both networks' `head.fc` outputs (logits) are recorded.
+_base_ = '../runtime.py'
+
 model = dict(
     type='mmrazor.SingleTeacherDistill',
     teacher_norm_eval=False,
@@ -10,7 +12,8 @@ model = dict(
         teacher_recorders=dict(
             fc=dict(type='ModuleOutputs', source='head.fc'))))
 
-custom_hooks = [
-    dict(type='FrozenTeacherHook'),
-    dict(type='ValidateTeacherHook'),
-]
+# Not in `custom_hooks`: that list is for hooks of your own, and a config that
+# sets it replaces what its base has there.
+default_hooks = dict(
+    frozen_teacher=dict(type='FrozenTeacherHook'),
+    validate_teacher=dict(type='ValidateTeacherHook'))

@@ -13,4 +13,4 @@ model = dict(
                 gt_labels=dict(
                     recorder='gt_labels', from_student=True, data_idx=1)))))
 
-custom_hooks = [*_base_.custom_hooks, dict(type='WSLDMonitorHook')]
+default_hooks = dict(wsld_monitor=dict(type='WSLDMonitorHook'))

@@ -12,11 +12,6 @@ from .vgg_cifar import CIFARVGG
 from .wide_resnet import WideResNet
 
 __all__ = [
-    'CIFARVGG',
-    'CIFARMobileNetV2',
-    'CIFARResNet',
-    'CIFARShuffleNetV1',
-    'CIFARShuffleNetV2',
-    'MobileNetV1',
-    'WideResNet',
+    'CIFARVGG', 'CIFARMobileNetV2', 'CIFARResNet', 'CIFARShuffleNetV1',
+    'CIFARShuffleNetV2', 'MobileNetV1', 'WideResNet'
 ]

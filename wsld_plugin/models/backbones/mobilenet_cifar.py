@@ -4,22 +4,25 @@ from __future__ import annotations
 from functools import partial
 
 from mmcv.cnn import ConvModule
-from mmpretrain.models.backbones.base_backbone import BaseBackbone
 from mmpretrain.models.backbones.mobilenet_v2 import InvertedResidual
 from mmpretrain.registry import MODELS
-from torch import Tensor, nn
+from torch import nn
 
-_BN = dict(type='BN')
+from .sequential import SequentialBackbone
+
 _RELU = dict(type='ReLU')
 
 
 @MODELS.register_module()
-class CIFARMobileNetV2(BaseBackbone):
+class CIFARMobileNetV2(SequentialBackbone):
     """MobileNetV2 that halves the picture four times, not five.
 
     Beyond the strides it differs from mmpretrain's in its channels, which
     are not rounded to multiples of 8, in ReLU instead of ReLU6, and in a 1x1
-    convolution before the first block's depthwise one.
+    convolution before the first block's depthwise one. ``forward`` takes
+    pictures of shape (N, 3, H, W) and returns one tensor of shape
+    (N, 1280, H / 16, W / 16), with more channels if ``widen_factor`` is
+    above 1.
 
     Args:
         widen_factor: Multiple of the original's channels, those of the last
@@ -52,7 +55,7 @@ class CIFARMobileNetV2(BaseBackbone):
         if out_channels < 1:
             raise ValueError('widen_factor must be 1/16 or more, got '
                              f'{widen_factor}')
-        conv = partial(ConvModule, norm_cfg=_BN, act_cfg=_RELU)
+        conv = partial(ConvModule, norm_cfg=dict(type='BN'), act_cfg=_RELU)
         self.stem = conv(3, channels, 3, stride=2, padding=1)
         self.layers = nn.Sequential(
             nn.Sequential(
@@ -72,15 +75,3 @@ class CIFARMobileNetV2(BaseBackbone):
                         act_cfg=_RELU))
                 channels = out_channels
         self.last = conv(channels, int(1280 * max(widen_factor, 1)), 1)
-
-    def forward(self, x: Tensor) -> tuple[Tensor]:
-        """Features of pictures.
-
-        Args:
-            x: Shape (N, 3, H, W), floating point.
-
-        Returns:
-            One tensor of shape (N, 1280, H / 16, W / 16), with more channels
-            if ``widen_factor`` is above 1.
-        """
-        return (self.last(self.layers(self.stem(x))), )

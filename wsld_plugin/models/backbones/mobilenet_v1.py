@@ -1,36 +1,19 @@
 """MobileNetV1 for ImageNet."""
 from __future__ import annotations
 
-from mmpretrain.models.backbones.base_backbone import BaseBackbone
 from mmpretrain.registry import MODELS
-from torch import Tensor, nn
+from torch import nn
 
-
-def _conv(in_channels: int,
-          out_channels: int,
-          kernel_size: int,
-          stride: int = 1,
-          groups: int = 1) -> list[nn.Module]:
-    return [
-        nn.Conv2d(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding=kernel_size // 2,
-            groups=groups,
-            bias=False),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU(inplace=True)
-    ]
+from .sequential import SequentialBackbone, conv_bn
 
 
 @MODELS.register_module()
-class MobileNetV1(BaseBackbone):
+class MobileNetV1(SequentialBackbone):
     """MobileNetV1 of width 1: a convolution and 13 depthwise-separable ones.
 
     Each depthwise 3x3 and each 1x1 convolution is followed by BatchNorm and
-    ReLU.
+    ReLU. ``forward`` takes pictures of shape (N, 3, H, W) and returns one
+    tensor of shape (N, 1024, H / 32, W / 32).
 
     Args:
         init_cfg: How to initialise; by default torch's own way, as in WSLD's
@@ -55,22 +38,10 @@ class MobileNetV1(BaseBackbone):
     def __init__(self, init_cfg: dict | list[dict] | None = None) -> None:
         super().__init__(init_cfg)
         channels = 32
-        self.layers = nn.Sequential(
-            nn.Sequential(*_conv(3, channels, 3, stride=2)))
+        self.layers = nn.Sequential(conv_bn(3, channels, 3, stride=2))
         for out_channels, stride in self.arch_settings:
             self.layers.append(
                 nn.Sequential(
-                    *_conv(channels, channels, 3, stride, groups=channels),
-                    *_conv(channels, out_channels, 1)))
+                    *conv_bn(channels, channels, 3, stride, groups=channels),
+                    *conv_bn(channels, out_channels)))
             channels = out_channels
-
-    def forward(self, x: Tensor) -> tuple[Tensor]:
-        """Features of pictures.
-
-        Args:
-            x: Shape (N, 3, H, W), floating point.
-
-        Returns:
-            One tensor of shape (N, 1024, H / 32, W / 32).
-        """
-        return (self.layers(x), )

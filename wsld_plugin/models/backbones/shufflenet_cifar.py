@@ -5,16 +5,19 @@ Both are initialised as torch does, like the reference.
 """
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from mmengine.model import BaseModule
-from mmpretrain.models.backbones.base_backbone import BaseBackbone
 from mmpretrain.models.backbones.shufflenet_v2 import InvertedResidual
 from mmpretrain.models.utils import channel_shuffle
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
+from .sequential import SequentialBackbone, conv_bn
+
 _GROUPS = 3
-_BLOCKS = (4, 8, 4)
+_CHANNELS = 24  # Of the first convolution.
 # torch's own for convolutions, needed where others initialise their layers.
 _AS_TORCH = dict(
     type='Kaiming',
@@ -25,12 +28,13 @@ _AS_TORCH = dict(
     distribution='uniform')
 
 
-def _pointwise(in_channels: int,
-               out_channels: int,
-               groups: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 1, groups=groups, bias=False),
-        nn.BatchNorm2d(out_channels))
+def _blocks(*widths: int) -> Iterator[tuple[int, int, int]]:
+    """Channels in and out and stride of the blocks of the three stages."""
+    channels = _CHANNELS
+    for width, blocks in zip(widths, (4, 8, 4)):
+        for stride in (2, *[1] * (blocks - 1)):
+            yield channels, width, stride
+            channels = width
 
 
 class ShuffleUnit(BaseModule):
@@ -54,26 +58,18 @@ class ShuffleUnit(BaseModule):
         if stride == 2:
             out_channels -= in_channels
         middle = out_channels // 4
-        self.compress = _pointwise(in_channels, middle, groups)
-        self.depthwise = nn.Sequential(
-            nn.Conv2d(
-                middle,
-                middle,
-                3,
-                stride,
-                padding=1,
-                groups=middle,
-                bias=False), nn.BatchNorm2d(middle))
-        self.expand = _pointwise(middle, out_channels, _GROUPS)
+        self.compress = conv_bn(in_channels, middle, groups=groups)
+        self.depthwise = conv_bn(middle, middle, 3, stride, groups=middle)
+        self.expand = conv_bn(
+            middle, out_channels, groups=_GROUPS, relu=False)
         self.pool = (
             nn.AvgPool2d(3, stride=2, padding=1) if stride == 2 else None)
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Join the convolutions and the input."""
-        out = self.relu(self.compress(x))
-        out = self.relu(self.depthwise(channel_shuffle(out, self.groups)))
-        out = self.expand(out)
+        out = channel_shuffle(self.compress(x), self.groups)
+        out = self.expand(self.depthwise(out))
         out = (
             out + x if self.pool is None else
             torch.cat([out, self.pool(x)], dim=1))
@@ -81,8 +77,11 @@ class ShuffleUnit(BaseModule):
 
 
 @MODELS.register_module()
-class CIFARShuffleNetV1(BaseBackbone):
+class CIFARShuffleNetV1(SequentialBackbone):
     """ShuffleNetV1 with three groups.
+
+    ``forward`` takes pictures of shape (N, 3, H, W) and returns one tensor
+    of shape (N, 960, H / 8, W / 8).
 
     Args:
         init_cfg: How to initialise; by default as the reference does.
@@ -98,36 +97,18 @@ class CIFARShuffleNetV1(BaseBackbone):
 
     def __init__(self, init_cfg: dict | list[dict] | None = None) -> None:
         super().__init__(init_cfg or _AS_TORCH)
-        channels = 24
-        self.stem = _pointwise(3, channels)
-        self.relu = nn.ReLU(inplace=True)
-        self.layers = nn.Sequential()
-        for stage, (out_channels, blocks) in enumerate(
-                zip((240, 480, 960), _BLOCKS)):
-            for block in range(blocks):
-                self.layers.append(
-                    ShuffleUnit(
-                        channels,
-                        out_channels,
-                        stride=2 if block == 0 else 1,
-                        groups=1 if stage == block == 0 else _GROUPS))
-                channels = out_channels
-
-    def forward(self, x: Tensor) -> tuple[Tensor]:
-        """Features of pictures.
-
-        Args:
-            x: Shape (N, 3, H, W), floating point.
-
-        Returns:
-            One tensor of shape (N, 960, H / 8, W / 8).
-        """
-        return (self.layers(self.relu(self.stem(x))), )
+        self.stem = conv_bn(3, _CHANNELS)
+        self.layers = nn.Sequential(
+            *(ShuffleUnit(*block, groups=_GROUPS if index else 1)
+              for index, block in enumerate(_blocks(240, 480, 960))))
 
 
 @MODELS.register_module()
-class CIFARShuffleNetV2(BaseBackbone):
+class CIFARShuffleNetV2(SequentialBackbone):
     """ShuffleNetV2 of width 1.
+
+    ``forward`` takes pictures of shape (N, 3, H, W) and returns one tensor
+    of shape (N, 1024, H / 8, W / 8).
 
     Args:
         init_cfg: How to initialise; by default as the reference does.
@@ -143,28 +124,7 @@ class CIFARShuffleNetV2(BaseBackbone):
 
     def __init__(self, init_cfg: dict | list[dict] | None = None) -> None:
         super().__init__(init_cfg or _AS_TORCH)
-        channels = 24
-        self.stem = _pointwise(3, channels)
-        self.relu = nn.ReLU(inplace=True)
-        self.layers = nn.Sequential()
-        for out_channels, blocks in zip((116, 232, 464), _BLOCKS):
-            for block in range(blocks):
-                self.layers.append(
-                    InvertedResidual(
-                        channels,
-                        out_channels,
-                        stride=2 if block == 0 else 1))
-                channels = out_channels
-        self.last = _pointwise(channels, 1024)
-
-    def forward(self, x: Tensor) -> tuple[Tensor]:
-        """Features of pictures.
-
-        Args:
-            x: Shape (N, 3, H, W), floating point.
-
-        Returns:
-            One tensor of shape (N, 1024, H / 8, W / 8).
-        """
-        x = self.layers(self.relu(self.stem(x)))
-        return (self.relu(self.last(x)), )
+        self.stem = conv_bn(3, _CHANNELS)
+        self.layers = nn.Sequential(
+            *(InvertedResidual(*block) for block in _blocks(116, 232, 464)))
+        self.last = conv_bn(464, 1024)

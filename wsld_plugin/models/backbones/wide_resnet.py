@@ -2,9 +2,10 @@
 from __future__ import annotations
 
 from mmengine.model import BaseModule
-from mmpretrain.models.backbones.base_backbone import BaseBackbone
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
+
+from .sequential import SequentialBackbone
 
 
 class PreActBlock(BaseModule):
@@ -41,12 +42,13 @@ class PreActBlock(BaseModule):
 
 
 @MODELS.register_module()
-class WideResNet(BaseBackbone):
+class WideResNet(SequentialBackbone):
     """WideResNet-depth-widen_factor without dropout.
 
     Three stages of ``(depth - 4) / 6`` blocks with 16, 32 and 64 times
     ``widen_factor`` channels, the second and third halving the picture, then
-    BatchNorm and ReLU.
+    BatchNorm and ReLU. ``forward`` takes pictures of shape (N, 3, H, W) and
+    returns one tensor of shape (N, 64 * widen_factor, H / 4, W / 4).
 
     Args:
         depth: Number of layers, 6n + 4: 16, 40, ...
@@ -89,15 +91,3 @@ class WideResNet(BaseBackbone):
             self.add_module(f'layer{stage + 1}', nn.Sequential(*blocks))
         self.bn1 = nn.BatchNorm2d(in_channels)
         self.relu = nn.ReLU(inplace=True)
-
-    def forward(self, x: Tensor) -> tuple[Tensor]:
-        """Features of pictures.
-
-        Args:
-            x: Shape (N, 3, H, W), floating point.
-
-        Returns:
-            One tensor of shape (N, 64 * widen_factor, H / 4, W / 4).
-        """
-        x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
-        return (self.relu(self.bn1(x)), )

@@ -1,5 +1,0 @@
-_base_ = './runtime.py'
-
-# The last epoch's weights are the result, whatever `val` says of the others.
-default_hooks = dict(
-    checkpoint=dict(interval=4, max_keep_ckpts=2, save_best=None))

@@ -1,0 +1,116 @@
+"""The classifiers of the shipped configs, as one table.
+
+Plain dicts: nothing is built, and neither torch nor mmpretrain is imported.
+"""
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+# How the classifier's linear layer starts: as torch does, as torch does but
+# with zero bias, and normal; nothing is mmpretrain's own, normal too.
+_TORCH = dict(init_cfg=None)
+_ZERO_BIAS = dict(
+    init_cfg=dict(
+        type='Kaiming',
+        layer='Linear',
+        a=5**0.5,
+        mode='fan_in',
+        nonlinearity='leaky_relu',
+        distribution='uniform'))
+_NORMAL = dict(init_cfg=dict(type='Normal', layer='Linear', std=0.01))
+
+_STAGES = dict(num_stages=4, out_indices=(3, ), style='pytorch')
+_X4 = dict(stem_channels=32, base_channels=64)
+
+# Backbone, channels that it ends with, start of the linear layer. Those below
+# the first four are for pictures of 32 pixels, named as in Tian et al.'s
+# tables; "MobileNetV2" is half as wide as the original there.
+_NETWORKS: dict[str, tuple[dict[str, Any], int, dict[str, Any]]] = {
+    'resnet18': (dict(type='ResNet', depth=18, **_STAGES), 512, {}),
+    'resnet34': (dict(type='ResNet', depth=34, **_STAGES), 512, {}),
+    'resnet50': (dict(type='ResNet', depth=50, **_STAGES), 2048, {}),
+    'mbv1': (dict(type='MobileNetV1'), 1024, _TORCH),
+    'resnet8': (dict(type='CIFARResNet', depth=8), 64, _TORCH),
+    'resnet20': (dict(type='CIFARResNet', depth=20), 64, _TORCH),
+    'resnet32': (dict(type='CIFARResNet', depth=32), 64, _TORCH),
+    'resnet56': (dict(type='CIFARResNet', depth=56), 64, _TORCH),
+    'resnet110': (dict(type='CIFARResNet', depth=110), 64, _TORCH),
+    'resnet8x4': (dict(type='CIFARResNet', depth=8, **_X4), 256, _TORCH),
+    'resnet32x4': (dict(type='CIFARResNet', depth=32, **_X4), 256, _TORCH),
+    'wrn-16-2': (dict(type='WideResNet', depth=16, widen_factor=2), 128,
+                 _ZERO_BIAS),
+    'wrn-40-1': (dict(type='WideResNet', depth=40, widen_factor=1), 64,
+                 _ZERO_BIAS),
+    'wrn-40-2': (dict(type='WideResNet', depth=40, widen_factor=2), 128,
+                 _ZERO_BIAS),
+    'vgg8': (dict(type='CIFARVGG', depth=8), 512, _NORMAL),
+    'vgg13': (dict(type='CIFARVGG', depth=13), 512, _NORMAL),
+    'shufflev1': (dict(type='CIFARShuffleNetV1'), 960, _TORCH),
+    'shufflev2': (dict(type='CIFARShuffleNetV2'), 1024, _TORCH),
+    'mbv2': (dict(type='CIFARMobileNetV2', widen_factor=0.5), 1280, _NORMAL),
+}
+
+# Mean and deviation of the training pictures, in steps of 0 to 255. Pictures
+# read from files are BGR, those of mmpretrain's CIFAR100 are RGB.
+_DATASETS: dict[str, dict[str, Any]] = {
+    'in1k': dict(
+        num_classes=1000,
+        mean=[123.675, 116.28, 103.53],
+        std=[58.395, 57.12, 57.375],
+        to_rgb=True),
+    'cifar100': dict(
+        num_classes=100,
+        mean=[129.3105, 124.1085, 112.404],
+        std=[68.2125, 65.4075, 70.4055],
+        to_rgb=False),
+    'cifar10': dict(
+        num_classes=10,
+        mean=[125.3, 123.0, 113.9],
+        std=[63.0, 62.1, 66.7],
+        to_rgb=True),
+    'digits': dict(
+        num_classes=10, mean=[77.5] * 3, std=[82.3] * 3, to_rgb=True),
+}
+
+
+def network(name: str, dataset: str) -> dict[str, Any]:
+    """Config of a classifier, for ``model`` or a distiller's networks.
+
+    The preprocessing stands inside it, not at the top of a config: there a
+    distiller would build it without the classifier's ``train_cfg.augments``.
+
+    Args:
+        name: A network of the table, such as ``'resnet18'``.
+        dataset: ``'in1k'``, ``'cifar100'``, ``'cifar10'`` or ``'digits'``,
+            for the number of classes, mean and deviation of the pixels.
+
+    Returns:
+        A new dict for mmpretrain's ``MODELS``.
+
+    Raises:
+        ValueError: If the network or the data set is none of the table's.
+
+    >>> config = network('resnet20', 'cifar10')
+    >>> config['backbone'], config['head']['num_classes']
+    ({'type': 'CIFARResNet', 'depth': 20}, 10)
+    """
+    for what, got, known in (('name', name, _NETWORKS), ('dataset', dataset,
+                                                         _DATASETS)):
+        if got not in known:
+            raise ValueError(f'{what} must be one of {", ".join(known)}, '
+                             f'got {got!r}')
+    backbone, channels, start = deepcopy(_NETWORKS[name])
+    pixels = deepcopy(_DATASETS[dataset])
+    return dict(
+        type='ImageClassifier',
+        data_preprocessor=pixels,
+        backbone=backbone,
+        neck=dict(type='GlobalAveragePooling'),
+        head=dict(
+            type='LinearClsHead',
+            num_classes=pixels['num_classes'],
+            in_channels=channels,
+            loss=dict(type='CrossEntropyLoss', loss_weight=1.0),
+            topk=(1, 5) if pixels['num_classes'] >= 100 else (1, ),
+            **start))
