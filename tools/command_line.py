@@ -15,12 +15,12 @@ import torch
 from mmengine.config import Config, ConfigDict, DictAction
 
 from wsld_plugin import compat
+from wsld_plugin.caching import TeacherCacheError
 from wsld_plugin.checkpoints import (
     CheckpointMismatchError,
     DownloadError,
     UnknownModelError,
 )
-from wsld_plugin.models import TeacherCacheError
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
