@@ -179,28 +179,32 @@ def test_full_disk(tmp_path: Path) -> None:
 
 
 def test_killed_at_any_moment(tmp_path: Path) -> None:
-    logits, labels = confident(10)
-    whole = (store(tmp_path / 'whole', logits, labels).folder /
-             'rows.bin').read_bytes()
-    manifest = make_manifest(10, None, count=len(logits))
+    logits, labels = (value.repeat_interleave(40, 0)
+                      for value in (LOGITS, LABELS))
+    store(tmp_path / 'whole', logits, labels)
+    manifest = make_manifest(4, None, count=120)
     folder = tmp_path / 'killed'
 
     def build() -> None:
         with locked(folder):
-            for row in prepare_cache(folder, manifest):
+            for row in prepare_cache(folder, manifest).tolist():
+                time.sleep(0.002)
                 write(TeacherCache(folder, manifest), [row],
                       logits[row:row + 1], labels[row:row + 1])
             prepare_cache(folder, manifest)
 
-    left = []
-    for delay in np.linspace(0, 0.02, 12):
+    left, delay = [120], 0.005
+    while left[-1]:
         process = fork(build)
         time.sleep(delay)
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         with locked(folder):
             left.append(len(prepare_cache(folder, manifest)))
-    assert left == sorted(left, reverse=True) and left[-1] < left[0]
-    build()
-    assert (folder / 'rows.bin').read_bytes() == whole
-    assert len(TeacherCache(folder)) == 121
+        delay *= 1.1
+    assert left == sorted(left, reverse=True)
+    assert len(set(left)) > 2
+    one, two = ((tmp_path / name / 'rows.bin').read_bytes()
+                for name in ('whole', 'killed'))
+    assert one == two
+    assert len(TeacherCache(folder)) == 120
