@@ -13,9 +13,11 @@ from .version import __version__
 
 compat.apply()
 
-from . import datasets, hooks, losses, models  # noqa: E402
+from . import caching, datasets, hooks, losses, models  # noqa: E402
 
-__all__ = ['__version__', 'compat', 'datasets', 'hooks', 'losses', 'models']
+__all__ = [
+    '__version__', 'caching', 'compat', 'datasets', 'hooks', 'losses', 'models'
+]
 
 
 def _register_backbones(_: ModuleType) -> None:

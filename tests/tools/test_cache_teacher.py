@@ -22,11 +22,11 @@ from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from mmengine.runner import Runner
 from torch import nn
+from wsld_plugin.models.teacher_cache import TeacherCacheWriter
 
 from wsld_plugin.checkpoints import read_checkpoint
 from wsld_plugin.functional import wsld_weight
 from wsld_plugin.models import TeacherCache, TeacherCacheError
-from wsld_plugin.models.teacher_cache import TeacherCacheWriter
 
 HERE = Path(__file__).parent
 CACHED = HERE / 'tiny_cached.py'

@@ -13,8 +13,8 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner, autocast
 from torch import nn
 
+from ..caching import CachedTeacher
 from ..checkpoints import load_strictly
-from ..models import CachedTeacher
 from .teachers import distillers
 
 

@@ -7,21 +7,15 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any, Optional
 
-import numpy as np
 import torch
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..checkpoints import weights_sha256
-from .teacher_cache import (
-    TeacherCache,
-    TeacherCacheError,
-    check_manifest,
-    decode,
-    input_probe,
-    to_tensors,
-)
+from .manifest import TeacherCacheError, check_manifest
+from .record import decode, input_probe, unpack
+from .storage import TeacherCache
 
 # Of the probes of preprocessed pictures. bfloat16 moves them by less, other
 # means or deviations of the pixels by more.
@@ -64,11 +58,9 @@ class CachedTeacher(BaseModel):
         if not isinstance(teacher, Mapping):
             raise TypeError('teacher must be a config, got '
                             f'{type(teacher).__name__}')
-        for name, value in (('teacher_ckpt', teacher_ckpt), ('source',
-                                                             source)):
-            if not value or not isinstance(value, str):
-                raise ValueError(
-                    f'{name} must be a non-empty string, got {value!r}')
+        if not (teacher_ckpt and source):
+            raise ValueError('teacher_ckpt and source must not be empty, got '
+                             f'{teacher_ckpt!r} and {source!r}')
         self.folder = Path(cache)
         self.teacher_cfg = deepcopy(teacher)
         self.teacher_ckpt = teacher_ckpt
@@ -83,10 +75,7 @@ class CachedTeacher(BaseModel):
         parent.add_module(last, nn.Identity())
 
     def identity(self) -> dict[str, Any]:
-        """Fields of the cache's manifest that tell this teacher from others.
-
-        Reads the weights.
-        """
+        """What the manifest has of this teacher; reads the weights."""
         return dict(
             source=self.source,
             teacher=json.loads(
@@ -94,12 +83,7 @@ class CachedTeacher(BaseModel):
             teacher_sha256=weights_sha256(self.teacher_ckpt))
 
     def init_weights(self) -> None:
-        """Open the cache, which ``Runner.train`` does before it starts.
-
-        Raises:
-            TeacherCacheError: If the cache is missing, not finished, or of
-                another teacher.
-        """
+        """Open the cache, or refuse it, before ``Runner.train`` starts."""
         self._open()
 
     @torch.no_grad()
@@ -115,12 +99,11 @@ class CachedTeacher(BaseModel):
             mode: ``'tensor'`` or ``'loss'``.
 
         Returns:
-            Logits ``(N, C)`` in float32 on the device of ``inputs``; for
-            ``'loss'`` an empty dict.
+            Float32 logits ``(N, C)`` where ``inputs`` are; for ``'loss'`` {}.
 
         Raises:
-            ValueError: If the mode is another, or if the cache holds no
-                answer to these samples; says why.
+            ValueError: If the cache holds no answer to these samples, or
+                none of this mode; says why.
         """
         if mode not in ('tensor', 'loss'):
             raise ValueError(
@@ -132,13 +115,19 @@ class CachedTeacher(BaseModel):
                              'got None')
         cache = self._open()
         views = self._views(cache, data_samples)
-        rows = cache.rows(np.array([view.row for view in views]))
+        rows = cache.rows(view.row for view in views)
         for name in ('label', 'pixels'):
-            self._compare(name, rows, views)
+            for known, view in zip(rows[name].tolist(), views):
+                if known != getattr(view, name):
+                    raise TeacherCacheError(
+                        f'the teacher cache {self.folder} was made with '
+                        f'{name}={known} in row {view.row}, but the sample '
+                        f'now has {getattr(view, name)}')
+        fields = unpack(rows, inputs.device)
         if not self._preprocessing_known:
-            self._compare_preprocessing(cache, rows, inputs)
+            self._compare_preprocessing(cache, fields['inputs'], inputs)
             self._preprocessing_known = True
-        logits = decode(to_tensors(rows, inputs.device), cache.num_classes)
+        logits = decode(fields, cache.manifest['num_classes'])
         logits = self.get_submodule(self.source)(logits)
         return logits if mode == 'tensor' else {}
 
@@ -151,11 +140,10 @@ class CachedTeacher(BaseModel):
 
     def _views(self, cache: TeacherCache,
                data_samples: Sequence[Any]) -> list[Any]:
-        """Which views the samples are, all of the cache's data set."""
+        """Which views the samples are, all of the cache's training set."""
         expected = cache.manifest['fingerprint']
-        views = []
-        for sample in data_samples:
-            view = sample.get('seeded_view')
+        views = [sample.get('seeded_view') for sample in data_samples]
+        for view, sample in zip(views, data_samples):
             if view is None:
                 raise TeacherCacheError(
                     'a sample has no seeded_view: CachedTeacher needs '
@@ -170,25 +158,12 @@ class CachedTeacher(BaseModel):
                 raise TeacherCacheError(
                     'a sample has gt_score, soft labels as of mixup: the '
                     'teacher cache holds answers to single pictures')
-            views.append(view)
         return views
 
-    def _compare(self, name: str, rows: np.ndarray, views: list[Any]) -> None:
-        """Refuse samples that are not as they were when they were cached."""
-        found = rows[name].tolist()
-        wanted = [getattr(view, name) for view in views]
-        if found != wanted:
-            at = [a == b for a, b in zip(found, wanted)].index(False)
-            raise TeacherCacheError(
-                f'the teacher cache {self.folder} was made with {name}='
-                f'{found[at]} in row {views[at].row}, but the sample now '
-                f'has {wanted[at]}')
-
-    def _compare_preprocessing(self, cache: TeacherCache, rows: np.ndarray,
+    def _compare_preprocessing(self, cache: TeacherCache, probes: Tensor,
                                inputs: Tensor) -> None:
         """Refuse other inputs than the teacher saw; on a GPU it waits."""
-        probes = torch.from_numpy(rows['inputs'].copy())
-        gap = (input_probe(inputs).cpu() - probes).abs().max().item()
+        gap = (input_probe(inputs) - probes).abs().max().item()
         if not gap < _PROBE_TOLERANCE:
             raise TeacherCacheError(
                 f'the teacher cache {self.folder} was made with '

@@ -1,0 +1,48 @@
+"""Small caches for the tests of this folder."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wsld_plugin.caching import TeacherCache
+from wsld_plugin.caching.manifest import make_manifest
+from wsld_plugin.caching.record import encode
+from wsld_plugin.caching.storage import prepare_cache
+
+
+def confident(classes: int) -> tuple[Tensor, Tensor]:
+    """121 logits whose true class is ahead by -60 to 60 nats."""
+    generator = torch.Generator().manual_seed(0)
+    margins = torch.arange(-60, 61).float()
+    logits = 2 * torch.randn(len(margins), classes, generator=generator)
+    labels = torch.randint(classes, margins.shape, generator=generator)
+    true = labels.unsqueeze(1)
+    others = logits.scatter(1, true, float('-inf')).logsumexp(1)
+    logits.scatter_(1, true, (others + margins).unsqueeze(1))
+    return logits + 40 * torch.randn(
+        len(margins), 1, generator=generator), labels
+
+
+def write(cache: TeacherCache, rows: list[int], logits: Tensor,
+          labels: Tensor, **fields: np.ndarray) -> None:
+    made = encode(logits, labels, cache.manifest['top_k'])
+    none = dict(inputs=np.zeros(len(rows)), pixels=np.zeros(len(rows)))
+    cache.write(rows, **none | fields | {
+        name: value.numpy() for name, value in made.items()})
+
+
+def store(folder: Path, logits: Tensor, labels: Tensor,
+          top_k: Optional[int] = None, **fields: Any) -> TeacherCache:
+    """A finished cache."""
+    manifest = make_manifest(logits.shape[1], top_k, count=len(logits),
+                             **fields)
+    folder.mkdir(exist_ok=True)
+    prepare_cache(folder, manifest)
+    write(TeacherCache(folder, manifest), [*range(len(logits))], logits,
+          labels)
+    assert not len(prepare_cache(folder, manifest))
+    return TeacherCache(folder)
