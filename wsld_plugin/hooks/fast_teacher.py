@@ -4,86 +4,37 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import random
+import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
+from itertools import chain
 from typing import Any
+from unittest import mock
 
+import numpy as np
 import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
+from torch.utils._pytree import tree_flatten, tree_map
 
-# Recorders that read a module's inputs, outputs or parameters. All others
-# replace functions, which may be used anywhere in a network.
-_MODULE_RECORDERS = {
-    'ModuleInputsRecorder',
-    'ModuleOutputsRecorder',
-    'ParameterRecorder',
-}
-# Where the classification loss begins after the forward pass of mode
-# 'tensor'; named, not imported, for the teacher need not be mmpretrain's.
-_PLAIN_LOSSES = {
-    'mmpretrain.models.classifiers.image.ImageClassifier.forward',
-    'mmpretrain.models.classifiers.image.ImageClassifier.loss',
-    'mmpretrain.models.heads.cls_head.ClsHead.loss',
-    'mmpretrain.models.heads.cls_head.ClsHead._get_loss',
-}
-# What torch.compile is known to raise where it does not work.
-_COMPILER_ERRORS = (RuntimeError, AssertionError, AttributeError, ImportError,
-                    OSError, TypeError, ValueError)
-
+# Where the loss of a plain classifier begins; named, not imported, for the
+# teacher need not be mmpretrain's.
+_CLASSIFIER = 'mmpretrain.models.classifiers.image.ImageClassifier'
+_HEAD = 'mmpretrain.models.heads.cls_head.ClsHead'
 # What a network's code may raise when torch.fx calls it on proxies, or when
 # it is run in a form that its author did not think of.
-_NETWORK_ERRORS = (ArithmeticError, AssertionError, AttributeError,
-                   LookupError, RuntimeError, TypeError, ValueError)
-
+_CODE_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError,
+                NameError, RuntimeError, TypeError, ValueError)
+_OF_A_DEVICE = re.compile(
+    '(CUDA|cuDNN|HIP|MIOpen).*error|CUBLAS|device-side|memory.*allocate|out of'
+    ' memory')
+# Steps that weights must rest before they are copied again.
+_REST = 10
 Forward = Callable[..., Any]
-
-
-def use_channels_last(parameters: Iterable[nn.Parameter],
-                      undo: ExitStack | None = None) -> None:
-    """Lay the weights of 2-dimensional convolutions out channels last.
-
-    Values, names, shapes and types stay; parameters of other than four
-    dimensions are not touched.
-
-    Args:
-        parameters: Weights of any networks, changed in place.
-        undo: Gets what lays them out as before.
-    """
-    changed = []
-    for parameter in parameters:
-        if parameter.dim() == 4 and parameter.is_contiguous():
-            parameter.data = parameter.data.contiguous(
-                memory_format=torch.channels_last)
-            changed.append(parameter)
-
-    def put_back() -> None:
-        for parameter in changed:
-            parameter.data = parameter.data.contiguous()
-
-    if undo is not None:
-        undo.callback(put_back)
-
-
-def why_watched(distiller: Any) -> str | None:
-    """What, if anything, may look at more than modules of a teacher.
-
-    Args:
-        distiller: mmrazor's ``SingleTeacherDistill`` or its like.
-    """
-    inner: Any = getattr(distiller, 'distiller', None)
-    if not hasattr(inner, 'teacher_recorders'):
-        return f'{type(inner).__name__} has no teacher_recorders'
-    for name, recorder in inner.teacher_recorders.recorders.items():
-        kind = type(recorder).__name__
-        if kind not in _MODULE_RECORDERS:
-            return f'recorder {name!r} is a {kind}'
-    if inner.deliveries.deliveries:
-        return 'there are deliveries'
-    return None
 
 
 def skip_teacher_loss(distiller: Any, undo: ExitStack) -> str | None:
@@ -97,407 +48,284 @@ def skip_teacher_loss(distiller: Any, undo: ExitStack) -> str | None:
         Why the teacher is left alone, or None if it is not.
     """
     teacher = distiller.teacher
-    head = getattr(teacher, 'head', None)
-    methods = [
-        getattr(type(teacher), 'forward', None),
-        getattr(type(teacher), 'loss', None),
-        getattr(type(head), 'loss', None),
-        getattr(type(head), '_get_loss', None)
-    ]
-    if {
-            f'{method.__module__}.{method.__qualname__}'
-            for method in methods if method is not None
-    } != _PLAIN_LOSSES:
-        return 'its loss is not that of a plain mmpretrain classifier'
-    recorders = distiller.distiller.teacher_recorders.recorders
-    for name, recorder in recorders.items():
-        source = recorder.source
-        if f'{source}.'.startswith('head.loss_module.'):
-            return f'recorder {name!r} reads {source}'
+    for owner, name, plain in ((teacher, 'forward', _CLASSIFIER),
+                               (teacher, 'loss', _CLASSIFIER),
+                               (getattr(teacher, 'head', None), 'loss', _HEAD),
+                               (getattr(teacher, 'head', None), '_get_loss',
+                                _HEAD)):
+        method = getattr(type(owner), name, type)
+        if f'{method.__module__}.{method.__qualname__}' != f'{plain}.{name}':
+            return 'it is not that of a plain mmpretrain classifier'
+    for name, recorder in distiller.distiller.teacher_recorders.recorders.items(
+    ):
+        if f'{recorder.source}.'.startswith('head.loss_module.'):
+            return f'recorder {name!r} reads {recorder.source}'
     loss = teacher.loss
 
-    def outputs_only(inputs: Tensor,
-                     data_samples: Any = None) -> dict[str, Tensor]:
+    def outputs_only(inputs: Tensor, data_samples: Any = None) -> Any:
         if not distiller.training:
             return loss(inputs, data_samples)
         # Not by call: hooks of the teacher itself run already.
         teacher.forward(inputs, data_samples, mode='tensor')
         return {}
 
-    _replace(teacher, 'loss', outputs_only, undo)
+    undo.enter_context(mock.patch.object(teacher, 'loss', outputs_only))
     return None
 
 
 class FastBackbone:
     """The forward pass of a frozen teacher's backbone, made faster.
 
-    In training and without gradients it runs on a deep copy that it keeps to
-    itself; otherwise, as in validation, the original runs. The copy is made
-    in the first step, when every module is in the mode that it trains in,
-    and its outputs are compared with those of the original on that batch.
-    Weights that something changes later are not followed.
+    In training and without gradients a copy runs, otherwise, as in
+    validation, the original. It is made in the first step, when all modules
+    are in the mode that they train in, and used if it gives the original's
+    outputs for that batch and an altered one. A teacher that draws random
+    numbers or changes as it runs is not copied. Weights and modes that
+    change later, but for weights written in place through ``.data``, are
+    noticed before the next step: the original then runs until they rest.
 
     Args:
         distiller: mmrazor's ``SingleTeacherDistill`` or its like.
         fold: Fold BatchNorm into the convolution before it.
-        channels_last: Lay out convolutions channels last.
-        dtype: Precision of the copy; None leaves it.
-        compiled: Compile the copy.
-        watched: Why there must be no copy, if there must not.
+        dtype: Precision of the copy; None leaves it. Outputs in float16 are
+            looked at in each step, which waits for the GPU: once they are
+            not finite the original runs.
         undo: Gets what takes this back.
     """
 
-    def __init__(self, distiller: Any, *, fold: bool, channels_last: bool,
-                 dtype: torch.dtype | None, compiled: bool,
-                 watched: str | None, undo: ExitStack) -> None:
-        self._distiller = distiller
+    def __init__(self, distiller: Any, fold: bool, dtype: torch.dtype | None,
+                 undo: ExitStack) -> None:
+        self._distiller, self._fold, self._dtype = distiller, fold, dtype
         self._backbone: nn.Module = distiller.teacher.backbone
         self._original: Forward = self._backbone.forward
-        self._fold = fold
-        self._channels_last = channels_last
-        self._dtype = dtype
-        self._compiled = compiled
-        self._watched = watched
-        self._undo = undo
-        self._run: Forward | None = None
-        self.done: list[str] = []
-        self.left: list[str] = []
-        _replace(self._backbone, 'forward', self, undo)
+        self._run = self._original
+        self._state: Any = None
+        self._kept: list[Tensor] = []
+        self._rested = 0
+
+        # A function, which deepcopy leaves alone.
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return self(*args, **kwargs)
+
+        undo.enter_context(
+            mock.patch.object(self._backbone, 'forward', forward))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the copy, or the original where the copy would not do."""
         if not self._distiller.training or torch.is_grad_enabled():
             return self._original(*args, **kwargs)
-        if self._run is None:
-            self._run = self._prepare(args, kwargs)
-        return self._run(*args, **kwargs)
-
-    def _prepare(self, args: tuple, kwargs: dict[str, Any]) -> Forward:
-        """Choose, by the first batch, what is run from now on."""
-        modules = list(self._backbone.modules())
-        norms = [part for part in modules if isinstance(part, _BatchNorm)]
-        if self._watched is None and any(
-                part._forward_hooks or part._forward_pre_hooks
-                for part in modules[1:]):
-            self._watched = 'a recorder or hook looks inside the backbone'
-        if self._watched is not None:
-            return self._in_place(self._watched)
-        if any(norm.training for norm in norms):
-            return self._in_place('its BatchNorm is in training mode', args,
-                                  kwargs)
-        wanted = self._dtype is not None or self._compiled
-        if not (wanted or (self._fold and norms)):
-            return self._in_place('it has no BatchNorm' if self._fold else '')
-        expected, _ = self._try(self._original, args, kwargs)
-        for fold in [True, False] if self._fold and norms else [False]:
-            copied = _folded(self._copy) if fold else self._copy()
-            if copied is None:
-                continue
-            network = copied
-            kept = sum(
-                isinstance(part, _BatchNorm) for part in network.modules())
-            if fold and kept == len(norms):
-                self.left.append('teacher not folded: none of its BatchNorms '
-                                 'follows a convolution of its own')
-                continue
-            if self._channels_last:
-                use_channels_last(network.parameters())
-            try:
-                outputs, untouched = self._try(network, args, kwargs)
-            except _NETWORK_ERRORS as error:
-                # As `view` does on what is not contiguous, or what torch.fx
-                # made of an optional argument.
-                _warn(f'the copy of the teacher fails: {_first_line(error)}')
-                continue
-            apart = _apart(outputs, expected)
-            allowed = _tolerance(self._backbone)
-            if untouched and apart <= allowed:
-                break
-            _warn(
-                f'the {"folded" if fold else "unfolded"} copy of the teacher '
-                f'is off by up to {apart:.1e} of the spread of its outputs '
-                f'({allowed:.1e} is allowed): it is not used.')
+        state = _state(self._backbone)
+        if state == self._state:
+            self._rested += 1
         else:
-            self.left.append('teacher: no copy of it gives its outputs')
-            if wanted:
-                _warn('teacher_dtype and compile_teacher are without effect.')
-            return self._original
-        how = (f'folded {len(norms) - kept} of {len(norms)} BatchNorms'
-               if fold else 'copied')
-        self.done.append(
-            f'teacher: {how}'
-            f'{", channels last" if self._channels_last else ""}, outputs '
-            f'off by up to {apart:.1e} of their spread')
-        return self._change_numbers(network, expected, args, kwargs)
+            # At first there is nothing to wait for.
+            self._rested = 0 if self._state else _REST
+            self._state, self._run = state, self._original
+            # While these live, other weights have other addresses.
+            self._kept = [one.detach() for one in _tensors(self._backbone)]
+        if self._rested == _REST:
+            self._run = self._prepare((args, kwargs)) or self._original
+        outputs = self._run(*args, **kwargs)
+        if (self._dtype is torch.float16 and self._run is not self._original
+                and not math.isfinite(_apart(outputs, outputs))):
+            _say(['not in float16: outputs are not finite'], self._dtype)
+            self._run = self._original
+            return self._original(*args, **kwargs)
+        return outputs
 
-    def _copy(self) -> nn.Module:
-        """A copy of the backbone that records nothing."""
-        backbone = self._backbone
-        # Known copies: what is replaced must not drag the model along, and
-        # what listens to the original must not listen to the copy.
-        network = copy.deepcopy(
-            backbone, {
-                id(self): self,
-                id(backbone._forward_hooks): OrderedDict(),
-                id(backbone._forward_pre_hooks): OrderedDict(),
-            })
-        network.__dict__.pop('forward')
-        network.requires_grad_(False)
-        if not getattr(self._distiller, 'teacher_module_inplace', True):
-            # mmrazor switched it off.
-            for part in network.modules():
-                if isinstance(part, nn.ReLU):
-                    part.inplace = True
-        return network
-
-    def _change_numbers(self, network: nn.Module, expected: Any, args: tuple,
-                        kwargs: dict[str, Any]) -> Forward:
-        """The levers that were asked for and change numbers."""
-        run: Forward = network
-        wrap: Callable[..., Forward] | None = None
-        outside = next(self._backbone.parameters()).dtype
-        if self._dtype is not None:
-            name = str(self._dtype)[6:]
-            # A network that makes tensors of its own may mix them with its
-            # weights, which autocast allows.
-            for how, wrap in (('in', _in_dtype),
-                              ('under autocast in', _under_autocast)):
-                reduced = network if wrap is _under_autocast else (
-                    copy.deepcopy(network).to(self._dtype))
-                run = wrap(reduced, self._dtype, outside)
-                try:
-                    outputs, _ = self._try(run, args, kwargs)
-                except _NETWORK_ERRORS as error:
-                    why = _first_line(error)
-                    continue
-                network = reduced
-                self.done.append(f'{how} {name} off by up to '
-                                 f'{_apart(outputs, expected):.1e}')
-                break
-            else:
-                run, wrap = network, None
-                self.left.append(f'teacher not in {name}: {why}')
-        if self._compiled:
-            compiled = _Compiled(network)
-            run = compiled
-            if wrap is not None:
-                run = wrap(compiled, self._dtype, outside)
-            apart = _apart(self._try(run, args, kwargs)[0], expected)
-            if compiled.failed:
-                self.left.append('teacher not compiled')
-            else:
-                self.done.append(f'compiled off by up to {apart:.1e}')
+    def _prepare(self, batch: Any) -> Forward | None:
+        """The copy, with what was asked for as far as that holds."""
+        said: list[str] = []
+        run = None
+        device = next(self._backbone.parameters()).device
+        python, array = random.getstate(), np.random.get_state()
+        try:
+            with torch.random.fork_rng(
+                [device] if device.type == 'cuda' else []), torch.autocast(
+                    device.type, enabled=False):
+                run = self._copied(batch, device, said)
+        except _CODE_ERRORS as error:
+            said.append(f'not copied: {_reason(error)}')
+        finally:
+            random.setstate(python)
+            np.random.set_state(array)
+        _say(said, self._dtype)
         return run
 
-    def _in_place(self,
-                  why: str,
-                  args: tuple | None = None,
-                  kwargs: dict[str, Any] | None = None) -> Forward:
-        """No copy: what can be done to the original."""
-        if why:
-            self.left.append(f'teacher not copied: {why}')
-        if self._channels_last:
-            use_channels_last(self._backbone.parameters(), self._undo)
-            self.done.append('teacher: channels last')
-        if self._compiled:
-            _warn(f'compile_teacher=True is without effect: {why}.')
-        if self._dtype is None:
-            return self._original
-        if args is None or kwargs is None:
-            _warn(f'teacher_dtype is without effect: {why}.')
-            return self._original
-        # Only a copy may run more than once: statistics move.
-        trial = self._copy()
-        outside = next(trial.parameters()).dtype
-        expected, _ = self._try(trial, args, kwargs)
-        run = _under_autocast(trial, self._dtype, outside)
-        apart = _apart(self._try(run, args, kwargs)[0], expected)
-        self.done.append(f'under autocast in {str(self._dtype)[6:]}, outputs '
-                         f'off by up to {apart:.1e} of their spread')
-        return _under_autocast(self._original, self._dtype, outside)
+    def _copied(self, batch: Any, device: torch.device,
+                said: list[str]) -> Forward | None:
+        plain = _copy(self._backbone)
+        # A GPU's TF32 rounds folded weights otherwise. To fold wrongly shows
+        # in tenths.
+        rounding = 1e-3 if device.type == 'cpu' else 3e-2
+        batches = [batch, tree_map(_altered, batch)]
+        expected = _expected(plain, batches, rounding)
 
-    def _try(self, run: Forward, args: tuple,
-             kwargs: dict[str, Any]) -> tuple[Any, bool]:
-        """Run on a batch without a trace of it.
+        def attempt(how: str, make: Callable[[], Forward],
+                    allowed: float) -> Forward | None:
+            try:
+                run = make()
+                apart = _apart(_outputs(run, batches), expected)
+            except _CODE_ERRORS as error:
+                said.append(f'not {how}: {_reason(error)}')
+                return None
+            good = apart <= allowed
+            said.append(f'{"" if good else "not "}{how}: outputs off by up to '
+                        f'{apart:.1e} of their spread')
+            return run if good else None
 
-        Returns:
-            The outputs in the weights' precision, and whether the batch came
-            out as it went in.
-        """
-        weight = next(self._backbone.parameters())
-        args, kwargs = _map(torch.clone, (args, kwargs))
-        before = _map(torch.clone, (args, kwargs))
-        devices = [weight.device] if weight.is_cuda else []
-        with torch.random.fork_rng(devices), _without_tf32(), torch.autocast(
-                weight.device.type, enabled=False):
-            outputs = run(*_cast(args, weight.dtype),
-                          **_cast(kwargs, weight.dtype))
-        return outputs, _apart((args, kwargs), before) == 0
+        network: Any = None
+        if self._fold:
+            network = attempt('folded', lambda: _folded(plain), rounding)
+        dtype = self._dtype
+        if dtype is None:
+            return network
+        return attempt(f'in {str(dtype)[6:]}',
+                       lambda: _in_dtype(network or plain, dtype), 1) or network
 
 
-def _folded(copy: Callable[[], nn.Module]) -> nn.Module | None:
-    """A copy with BatchNorm folded into convolutions, if that is possible.
+def _tensors(network: nn.Module) -> chain[Tensor]:
+    return chain(network.parameters(), network.buffers())
 
-    torch follows the calls and so finds the convolution that a BatchNorm
-    comes after, in pre-activation networks too. Where the code cannot be
-    traced, mmcv goes by the order in which modules were defined; a wrong
-    guess of its shows in the outputs.
-    """
-    from mmcv.cnn import fuse_conv_bn
+
+def _state(network: nn.Module) -> tuple[list[Any], list[bool]]:
+    """What differs if a weight, buffer or mode of a network does."""
+    return ([(one.data_ptr(), 0 if one.is_inference() else one._version)
+             for one in _tensors(network)],
+            [part.training for part in network.modules()])
+
+
+def _copy(backbone: nn.Module) -> nn.Module:
+    """A copy of the backbone to which nobody listens."""
+    parts = list(backbone.modules())
+    if any(one._forward_hooks or one._forward_pre_hooks for one in parts[1:]):
+        raise ValueError('a recorder or hook looks inside the backbone')
+    if any(isinstance(one, _BatchNorm) and one.training for one in parts):
+        raise ValueError('its BatchNorm is in training mode')
+    unheard: dict[int, Any] = {
+        id(backbone._forward_hooks): OrderedDict(),
+        id(backbone._forward_pre_hooks): OrderedDict()
+    }
+    network = copy.deepcopy(backbone, unheard)
+    network.__dict__.pop('forward')
+    return network.requires_grad_(False)
+
+
+def _folded(plain: nn.Module) -> nn.Module:
+    """A copy with BatchNorm folded into the convolutions before it."""
     from torch.fx.experimental.optimization import fuse
-    network: nn.Module = copy()
+    network = copy.deepcopy(plain)
     for part in network.modules():
         if type(part) is nn.SyncBatchNorm:
             # The same in evaluation, and known to torch.fx.
             part.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
-        # torch asks for it. To convolutions the mode means nothing; other
-        # modules, such as dropped paths, keep the mode that they train in.
-        if isinstance(part, (_ConvNd, nn.Linear)):
+        elif isinstance(part, (_ConvNd, nn.Linear)):
+            # torch asks for it, and to them it means nothing.
             part.eval()
-    try:
-        network = fuse(network, inplace=True)
-    except _NETWORK_ERRORS:
-        network = copy()
-        try:
-            fuse_conv_bn(network)
-        except (AttributeError, RuntimeError, TypeError) as error:
-            _warn(f'the teacher cannot be folded: {_first_line(error)}')
-            return None
-    return network.requires_grad_(False)
+        elif isinstance(part, nn.ReLU):
+            # mmrazor switches it off. Where it may not be, outputs differ.
+            part.inplace = True
+    folded = fuse(network)
+    norms = [
+        sum(isinstance(part, _BatchNorm) for part in one.modules())
+        for one in (network, folded)
+    ]
+    if norms[0] == norms[1]:
+        raise ValueError('no BatchNorm follows a convolution of its own')
+    return folded.requires_grad_(False)
 
 
-class _Compiled:
-    """A network that is compiled, or run as it is where that fails."""
+def _in_dtype(network: nn.Module, dtype: torch.dtype) -> Forward:
+    """A copy in one precision, whatever is around, with outputs as before."""
+    lowered = copy.deepcopy(network).to(dtype)
+    weight = next(network.parameters())
 
-    def __init__(self, network: nn.Module) -> None:
-        self._network = network
-        self._run: Forward = network
-        self.failed = True
-        if not hasattr(torch, 'compile'):
-            self._give_up(f'torch {torch.__version__} has no torch.compile')
-            return
-        try:
-            # Weights become constants; the option is for this network only.
-            self._run = torch.compile(network, options={'freezing': True})
-            self.failed = False
-        except _COMPILER_ERRORS as error:
-            self._give_up(error)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not self.failed:
-            try:
-                return self._run(*args, **kwargs)
-            except _COMPILER_ERRORS as error:
-                self._give_up(error)
-        return self._network(*args, **kwargs)
-
-    def _give_up(self, why: object) -> None:
-        self._run, self.failed = self._network, True
-        _warn(f'the teacher runs uncompiled: {_first_line(why)}')
-
-
-def _in_dtype(run: Forward, dtype: torch.dtype,
-              outside: torch.dtype) -> Forward:
-    """Run in one precision, whatever is around, and return another."""
+    def cast(value: Any, dtype: torch.dtype) -> Any:
+        return tree_map(
+            lambda one: one.to(dtype)
+            if isinstance(one, Tensor) and one.is_floating_point() else one,
+            value)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        with torch.autocast(_device_type(args, kwargs), enabled=False):
-            outputs = run(*_cast(args, dtype), **_cast(kwargs, dtype))
-        return _cast(outputs, outside)
+        with torch.autocast(weight.device.type, enabled=False):
+            outputs = lowered(*cast(args, dtype), **cast(kwargs, dtype))
+        return cast(outputs, weight.dtype)
 
     return forward
 
 
-def _under_autocast(run: Forward, dtype: torch.dtype,
-                    outside: torch.dtype) -> Forward:
-    """Run in mixed precision and return another."""
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        with torch.autocast(_device_type(args, kwargs), dtype=dtype):
-            outputs = run(*args, **kwargs)
-        return _cast(outputs, outside)
-
-    return forward
+def _altered(value: Any) -> Any:
+    """Another input of the same kind."""
+    if not isinstance(value, Tensor) or value.dim() == 0:
+        return value
+    value = value.flip(0)
+    return value.roll(1, -1) / 2 if value.is_floating_point() else value
 
 
-@contextmanager
-def _without_tf32() -> Iterator[None]:
-    """Compare in float32: TF32 rounds folded weights otherwise."""
-    places: tuple[Any, ...] = (torch.backends.cudnn,
-                               torch.backends.cuda.matmul)
-    try:
-        before = [place.allow_tf32 for place in places]
-    except RuntimeError:
-        # Set by torch's newer `fp32_precision`, which forbids the older.
-        yield
-        return
-    try:
-        for place in places:
-            place.allow_tf32 = False
-        yield
-    finally:
-        for place, allowed in zip(places, before):
-            place.allow_tf32 = allowed
+def _outputs(run: Forward, batches: list[Any]) -> list[Any]:
+    """What comes of batches, and what is left of each of them."""
+    outputs = []
+    for batch in batches:
+        args, kwargs = tree_map(
+            lambda one: one.clone() if isinstance(one, Tensor) else one, batch)
+        outputs.append((run(*args, **kwargs), args, kwargs))
+    return outputs
 
 
-def _device_type(args: tuple, kwargs: dict[str, Any]) -> str:
-    return next(one for one in (*args, *kwargs.values())
-                if isinstance(one, Tensor)).device.type
+def _expected(plain: nn.Module, batches: list[Any],
+              rounding: float) -> list[Any]:
+    """Outputs of the original, if they are the same at every call."""
+    before = _state(plain), _drawn()
+    outputs, again = _outputs(plain, batches), _outputs(plain, batches)
+    if before[1] != _drawn() or not _apart(again, outputs) <= rounding:
+        raise ValueError('its outputs are random or not finite')
+    if before[0] != _state(plain):
+        raise ValueError('its weights or buffers change as it runs')
+    return outputs
 
 
-def _cast(value: Any, dtype: torch.dtype) -> Any:
-    """Cast the floating-point tensors of a nested value."""
-    return _map(
-        lambda one: one.to(dtype) if one.is_floating_point() else one, value)
-
-
-def _map(change: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """Apply a function to the tensors of a nested value."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, dict):
-        return {key: _map(change, one) for key, one in value.items()}
-    if type(value) in (tuple, list):
-        return type(value)(_map(change, one) for one in value)
-    return value
+def _drawn() -> list[Any]:
+    """What differs if random numbers were drawn from torch meanwhile."""
+    cuda = torch.cuda.is_initialized()
+    return [torch.get_rng_state().tolist(),
+            torch.cuda.get_rng_state().tolist() if cuda else None]
 
 
 def _apart(ours: Any, theirs: Any) -> float:
-    """Largest difference of nested outputs over the standard deviation."""
-    if isinstance(theirs, dict):
-        pairs = [(ours[key], one) for key, one in theirs.items()]
-    elif isinstance(theirs, (tuple, list)):
-        pairs = list(zip(ours, theirs))
-    elif isinstance(theirs, Tensor):
-        wide = theirs.double()
-        spread = wide.std(unbiased=False).clamp_min(1e-30)
-        return float((ours.double() - wide).abs().max() / spread)
-    else:
-        return 0.
-    apart = [_apart(one, other) for one, other in pairs]
+    """Largest difference of nested outputs over the standard deviation.
+
+    Infinite where they are not alike, NaN where theirs are not finite.
+    """
+    mine, kind = tree_flatten(ours)
+    others, other_kind = tree_flatten(theirs)
+    apart = [0. if kind == other_kind else math.inf]
+    for one, other in zip(mine, others):
+        if not isinstance(other, Tensor):
+            apart.append(0. if one == other else math.inf)
+        elif one.shape != other.shape:
+            apart.append(math.inf)
+        elif other.numel():
+            wide = other.double()
+            spread = wide.std(unbiased=False).clamp_min(1e-30)
+            apart.append(float((one.double() - wide).abs().max() / spread))
     # `max` could lose it.
-    return math.nan if any(map(math.isnan, apart)) else max(apart, default=0.)
+    return math.nan if any(map(math.isnan, apart)) else max(apart)
 
 
-def _tolerance(network: nn.Module) -> float:
-    """What rounding may come to: 10,000 steps of the weights' precision."""
-    return 1e4 * torch.finfo(next(network.parameters()).dtype).eps
-
-
-def _replace(owner: Any, name: str, value: Any, undo: ExitStack) -> None:
-    """Give an object an attribute of its own until it is undone."""
-    own = owner.__dict__
-    if name in own:
-        undo.callback(own.__setitem__, name, own[name])
-    else:
-        undo.callback(own.pop, name, None)
-    own[name] = value
-
-
-def _first_line(error: object) -> str:
+def _reason(error: Exception) -> str:
+    """First line of an error of a network's code; a device's is raised."""
+    if isinstance(error, RuntimeError) and (
+            type(error) not in (RuntimeError, NotImplementedError)
+            or _OF_A_DEVICE.search(str(error))):
+        raise error
     return (str(error).strip() or repr(error)).splitlines()[0]
 
 
-def _warn(message: str) -> None:
+def _say(said: list[str], dtype: torch.dtype | None) -> None:
+    """Log what became of a copy; loudly if it is not in a wanted precision."""
+    lost = dtype is not None and not said[-1].startswith('in ')
     print_log(
-        f'FastStepHook: {message}', logger='current', level=logging.WARNING)
+        f'FastStepHook: teacher {"; ".join(said)}'
+        f'{". teacher_dtype is without effect" if lost else ""}.',
+        logger='current',
+        level=logging.WARNING if lost else logging.INFO)
