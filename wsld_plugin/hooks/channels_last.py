@@ -6,9 +6,9 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_map
 
 # What DDP knows of steps that it has made, as before the first of them.
 _UNUSED = dict(
@@ -17,38 +17,30 @@ _UNUSED = dict(
     num_iterations=0)
 
 
-def why_layout_stays(model: nn.Module) -> str | None:
-    """Why a model's weights cannot lie otherwise, or None if they can."""
-    if not is_model_wrapper(model):
-        return None
-    name = type(model).__name__
-    if not (isinstance(model, DistributedDataParallel)
-            and 'reducer' in vars(model)):
-        return f'{name} arranges parameters itself'
-    if model._get_ddp_logging_data().get('comm_hook'):
-        return f'{name} has a communication hook'
-    if model.process_group != torch.distributed.group.WORLD:
-        return f'{name} has a process group of its own'
-    return None
-
-
 def use_channels_last(model: nn.Module,
                       optimizers: list[torch.optim.Optimizer],
-                      undo: ExitStack) -> None:
+                      undo: ExitStack) -> str:
     """Lay the weights of 2-dimensional convolutions out channels last.
 
-    Values, names, shapes and types stay. What the optimizers keep for a
-    weight is laid out as it is, for fused ones walk through memory without a
-    look at strides. A model that DDP has wrapped gets its reduction anew,
-    which would else copy gradients in the order that it met first: wrong in
-    every step with ``find_unused_parameters``, without in the first.
+    What the optimizers keep for a weight is laid out as it is, for fused ones
+    walk through memory without a look at strides. DDP gets its reduction
+    anew, which would else copy gradients in the order that it met first:
+    wrong in every step with ``find_unused_parameters``, without in the first.
 
     Args:
-        model: Model, or DDP around it, for which :func:`why_layout_stays`
-            gives None; changed in place.
+        model: Model, or DDP around it; changed in place.
         optimizers: All that update it.
         undo: Gets what lays everything out as before.
+
+    Returns:
+        What was done, or why nothing was.
     """
+    if isinstance(model, DistributedDataParallel) and (
+            'reducer' not in vars(model)
+            or model._get_ddp_logging_data().get('comm_hook')
+            or model.process_group != torch.distributed.group.WORLD):
+        return ('not channels last: DDP has parts, a communication hook or a '
+                'process group of its own')
     where = Counter(one.data_ptr() for one in model.parameters())
     weights = [
         one for one in model.parameters()
@@ -58,6 +50,7 @@ def use_channels_last(model: nn.Module,
     undo.callback(_lay_out, model, weights, optimizers,
                   torch.contiguous_format)
     _lay_out(model, weights, optimizers, torch.channels_last)
+    return 'channels last'
 
 
 def _lay_out(model: nn.Module, weights: list[nn.Parameter],
@@ -79,3 +72,10 @@ def _lay_out(model: nn.Module, weights: list[nn.Parameter],
             key: _UNUSED.get(key, value)
             for key, value in model.__getstate__().items()
         })
+
+
+def contiguous(state: Any) -> Any:
+    """The tensors of a nested state as they lie without this module."""
+    return tree_map(
+        lambda one: one.contiguous() if isinstance(one, Tensor) else one,
+        state)

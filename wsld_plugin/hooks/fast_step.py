@@ -3,57 +3,53 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from typing import Any
+from unittest import mock
 
 import torch
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
-from mmengine.optim import OptimWrapperDict
 from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop, Runner
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .channels_last import use_channels_last, why_layout_stays
-from .fast_teacher import FastBackbone, skip_teacher_loss
+from .channels_last import contiguous, use_channels_last
+from .fast_teacher import FastBackbone
 from .teachers import distillers
 
 _DTYPES = {'bfloat16': torch.bfloat16, 'float16': torch.float16}
-# Recorders that read a module's inputs, outputs or parameters. All others
-# replace functions, which may be used anywhere in a network.
+# All other recorders replace functions, which networks may use anywhere.
 _MODULE_RECORDERS = {
     'ModuleInputsRecorder', 'ModuleOutputsRecorder', 'ParameterRecorder'
 }
+# Named, not imported, for the teacher need not be mmpretrain's.
+_PLAIN_LOSSES = [
+    'mmpretrain.models.classifiers.image.ImageClassifier.loss',
+    'mmpretrain.models.heads.cls_head.ClsHead.loss',
+    'mmpretrain.models.heads.cls_head.ClsHead._get_loss',
+]
 
 
 @HOOKS.register_module()
 class FastStepHook(Hook):
     """Faster training steps for mmrazor's unchanged distillers.
 
-    The first three levers keep the numbers but for rounding, in the precision
-    that one trains in, and are on. The last changes the teacher's outputs, by
-    as much as the log says in the first step. A lever that does not apply is
-    left out, and the log says why. Checkpoints, resuming and validation are
-    as without this hook; after the training, or if it fails, the model and
-    the optimizer are as before.
-
-    The student's precision is mmengine's ``AmpOptimWrapper`` (or ``--amp``),
-    which covers the teacher too. For bfloat16 throughout::
-
-        optim_wrapper = dict(type='AmpOptimWrapper', dtype='bfloat16')
-        custom_hooks = [dict(type='FastStepHook', teacher_dtype='bfloat16')]
+    Convolutions are laid out channels last. A frozen teacher runs on a copy
+    of its backbone, in which BatchNorm is folded into the convolutions; it
+    must be in evaluation mode (``teacher_norm_eval=True``) and not random
+    (``FrozenTeacherHook``). No loss and no metrics are computed for it where
+    nothing reads them. All that keeps the numbers but for rounding. What does
+    not apply is left out, and the log says why. Checkpoints, resuming and
+    validation are as without this hook; after the training, or if it fails,
+    the model and the optimizer are as before.
 
     Args:
-        channels_last: Lay out 2-dimensional convolutions channels last. Code
-            that calls ``view`` on feature maps, as some feature losses and
-            mmpretrain's VGG and AlexNet do, needs False.
-        fold_teacher: Run a frozen teacher on a copy of its backbone with
-            BatchNorm folded into the convolutions. It must be in evaluation
-            mode (``teacher_norm_eval=True``) and without randomness
-            (``FrozenTeacherHook``).
-        teacher_outputs_only: Compute no loss and no metrics for a frozen
-            teacher, where nothing reads them.
+        channels_last: Code that calls ``view`` on feature maps, as some
+            feature losses and mmpretrain's VGG and AlexNet do, needs False.
         teacher_dtype: Precision of a frozen teacher's backbone, 'bfloat16'
-            or 'float16' (GPU); its head and the loss get float32.
+            or 'float16' (GPU); its head and the loss get float32. It changes
+            the outputs by as much as the log says. All else is in that of
+            ``AmpOptimWrapper``.
 
     Raises:
         ValueError: If ``teacher_dtype`` is another.
@@ -65,24 +61,16 @@ class FastStepHook(Hook):
 
     def __init__(self,
                  channels_last: bool = True,
-                 fold_teacher: bool = True,
-                 teacher_outputs_only: bool = True,
                  teacher_dtype: str | None = None) -> None:
         if teacher_dtype is not None and teacher_dtype not in _DTYPES:
             raise ValueError(f'teacher_dtype is {teacher_dtype!r}, expected '
                              f'None or one of {[*_DTYPES]}')
         self.channels_last = channels_last
-        self.fold_teacher = fold_teacher
-        self.teacher_outputs_only = teacher_outputs_only
         self.teacher_dtype = _DTYPES.get(teacher_dtype or '')
         self._undo = ExitStack()
 
     def before_run(self, runner: Runner) -> None:
-        """Take everything back even if the training fails.
-
-        Raises:
-            RuntimeError: In training, if a network cannot run channels last.
-        """
+        """Take everything back even if the training fails."""
         loop = getattr(runner, '_train_loop', None)
         if not isinstance(loop, BaseLoop):
             return
@@ -94,8 +82,8 @@ class FastStepHook(Hook):
             except RuntimeError as error:
                 if self.channels_last and 'view size is not' in str(error):
                     raise RuntimeError(
-                        "code that calls 'view' on a feature map cannot run "
-                        'channels last: write dict(type="FastStepHook", '
+                        "a network that calls 'view' on feature maps cannot "
+                        "run channels last: write dict(type='FastStepHook', "
                         'channels_last=False)') from error
                 raise
             finally:
@@ -105,28 +93,24 @@ class FastStepHook(Hook):
         loop.__dict__['run'] = run_and_take_back
 
     def before_train(self, runner: Runner) -> None:
-        """Pull the levers.
-
-        Raises:
-            ValueError: If the teacher is to run in float16 on the CPU.
-        """
+        """Lay out the model and speed up its frozen teachers."""
         self._undo.close()
-        model = runner.model
+        model, wrapper = runner.model, runner.optim_wrapper
         said = []
-        why = why_layout_stays(model)
-        if why is None and self.channels_last:
-            use_channels_last(model, _optimizers(runner), self._undo)
-            why = 'channels last'
-        said.append(why or '')
-        if not is_model_wrapper(model) or isinstance(model,
-                                                     DistributedDataParallel):
-            said += [
-                self._speed_up(distiller, bool(runner.cfg.get('compile')))
-                for distiller in distillers(model).values()
-                if not distiller.teacher_trainable
-            ]
-        runner.logger.info('FastStepHook: %s.',
-                           '; '.join(filter(None, said)) or 'nothing done')
+        if is_model_wrapper(model) and not isinstance(model,
+                                                      DistributedDataParallel):
+            said.append(f'nothing: {type(model).__name__} has the parameters')
+        else:
+            if self.channels_last:
+                wrappers = getattr(wrapper, 'optim_wrappers', {'': wrapper})
+                said.append(
+                    use_channels_last(
+                        model, [one.optimizer for one in wrappers.values()],
+                        self._undo))
+            for distiller in distillers(model).values():
+                if not distiller.teacher_trainable:
+                    said.append(self._speed_up(distiller, runner.cfg))
+        runner.logger.info('FastStepHook: %s.', '; '.join(said))
 
     def after_train(self, runner: Runner) -> None:
         """Take everything back."""
@@ -135,64 +119,44 @@ class FastStepHook(Hook):
     def before_save_checkpoint(self, runner: Runner,
                                checkpoint: dict[str, Any]) -> None:
         """Let the file be as without this hook."""
-        state = checkpoint.get('optimizer', {})
-        for one in [state] if 'param_groups' in state else state.values():
-            one['state'] = {
-                key: _contiguous(value)
-                for key, value in one['state'].items()
-            }
-        for name in ('state_dict', 'ema_state_dict'):
-            if name in checkpoint:
-                checkpoint[name].update(_contiguous(checkpoint[name]))
+        for name in ('state_dict', 'ema_state_dict', 'optimizer'):
+            part = checkpoint.get(name, {})
+            part.update(contiguous(dict(part)))
 
-    def _speed_up(self, distiller: Any, compiled: bool) -> str:
-        """Pull the levers on a frozen teacher, and say which."""
-        watched = 'cfg.compile compiles it' if compiled else _why_watched(
-            distiller)
-        if watched is not None:
-            return f'teacher left alone: {watched}'
-        said = ''
-        if self.teacher_outputs_only:
-            why = skip_teacher_loss(distiller, self._undo)
-            said = ('teacher: no loss computed' if why is None else
-                    f"teacher's loss computed: {why}")
-        weight = next(
-            getattr(distiller.teacher, 'backbone', nn.Module()).parameters(),
-            None)
-        if weight is None:
-            return f'{said}; teacher: it has no backbone with weights'
-        if (self.teacher_dtype is torch.float16
-                and weight.device.type == 'cpu'):
-            raise ValueError(
-                "teacher_dtype is 'float16', but the teacher is on the CPU, "
-                "where torch computes it slowly if at all: use 'bfloat16'")
-        if self.fold_teacher or self.teacher_dtype:
-            FastBackbone(distiller, self.fold_teacher, self.teacher_dtype,
-                         self._undo)
-        return said
+    def _speed_up(self, distiller: Any, cfg: Any) -> str:
+        """Speed a frozen teacher up, and say what comes of its loss."""
+        inner = distiller.distiller
+        recorders = getattr(inner, 'teacher_recorders', None)
+        if cfg.get('compile'):
+            return 'teacher left alone: cfg.compile compiles it'
+        if recorders is None or inner.deliveries.deliveries or {
+                type(one).__name__
+                for one in recorders.recorders.values()
+        } - _MODULE_RECORDERS:
+            return 'teacher left alone: not only its modules are recorded'
+        backbone: Any = getattr(distiller.teacher, 'backbone', None)
+        if isinstance(backbone, nn.Module) and [*backbone.parameters()]:
+            FastBackbone(distiller, self.teacher_dtype, self._undo)
+        return _skip_loss(distiller, recorders.recorders, self._undo)
 
 
-def _why_watched(distiller: Any) -> str | None:
-    """What, if anything, may look at more than modules of a teacher."""
-    inner: Any = getattr(distiller, 'distiller', None)
-    if not hasattr(inner, 'teacher_recorders'):
-        return f'{type(inner).__name__} has no teacher_recorders'
-    for name, recorder in inner.teacher_recorders.recorders.items():
-        if type(recorder).__name__ not in _MODULE_RECORDERS:
-            return f'recorder {name!r} is a {type(recorder).__name__}'
-    return 'there are deliveries' if inner.deliveries.deliveries else None
-
-
-def _optimizers(runner: Runner) -> list[torch.optim.Optimizer]:
-    wrapper = runner.optim_wrapper
-    several = isinstance(wrapper, OptimWrapperDict)
-    return [
-        one.optimizer for one in (wrapper.values() if several else [wrapper])
-    ]
-
-
-def _contiguous(state: dict[Any, Any]) -> dict[Any, Any]:
-    return {
-        key: value.contiguous() if isinstance(value, Tensor) else value
-        for key, value in state.items()
-    }
+def _skip_loss(distiller: Any, recorders: dict[str, Any],
+               undo: ExitStack) -> str:
+    """Let a teacher compute no loss and no metrics, or say why it does."""
+    kind, head = type(distiller.teacher), getattr(distiller.teacher, 'head', 0)
+    if [
+            f'{method.__module__}.{method.__qualname__}' for method in (
+                getattr(kind, 'loss', kind), getattr(type(head), 'loss', kind),
+                getattr(type(head), '_get_loss', kind))
+    ] != _PLAIN_LOSSES:
+        return ("teacher's loss computed: it is not that of a plain "
+                'mmpretrain classifier')
+    if any(f'{one.source}.'.startswith('head.loss_module.')
+           for one in recorders.values()):
+        return "teacher's loss computed: a recorder reads it"
+    loss: Any = head._get_loss  # type: ignore[union-attr]
+    undo.enter_context(
+        mock.patch.object(
+            head, '_get_loss', lambda *args, **kwargs: {}
+            if distiller.training else loss(*args, **kwargs)))
+    return "teacher's loss not computed"

@@ -6,10 +6,8 @@ import logging
 import math
 import random
 import re
-from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import ExitStack
-from itertools import chain
 from typing import Any
 from unittest import mock
 
@@ -21,86 +19,37 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_flatten, tree_map
 
-# Where the loss of a plain classifier begins; named, not imported, for the
-# teacher need not be mmpretrain's.
-_CLASSIFIER = 'mmpretrain.models.classifiers.image.ImageClassifier'
-_HEAD = 'mmpretrain.models.heads.cls_head.ClsHead'
 # What a network's code may raise when torch.fx calls it on proxies, or when
 # it is run in a form that its author did not think of.
 _CODE_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError,
                 NameError, RuntimeError, TypeError, ValueError)
-_OF_A_DEVICE = re.compile(
-    '(CUDA|cuDNN|HIP|MIOpen).*error|CUBLAS|device-side|memory.*allocate|out of'
-    ' memory')
+_OF_A_DEVICE = re.compile('(CUDA|cuDNN|HIP|MIOpen).*error|CUBLAS|device-side|'
+                          'allocate|out of memory')
 # Steps that weights must rest before they are copied again.
 _REST = 10
 Forward = Callable[..., Any]
 
 
-def skip_teacher_loss(distiller: Any, undo: ExitStack) -> str | None:
-    """Let a frozen teacher compute no loss and no metrics.
-
-    Args:
-        distiller: mmrazor's ``SingleTeacherDistill`` or its like.
-        undo: Gets what takes this back.
-
-    Returns:
-        Why the teacher is left alone, or None if it is not.
-    """
-    teacher = distiller.teacher
-    for owner, name, plain in ((teacher, 'forward', _CLASSIFIER),
-                               (teacher, 'loss', _CLASSIFIER),
-                               (getattr(teacher, 'head', None), 'loss', _HEAD),
-                               (getattr(teacher, 'head', None), '_get_loss',
-                                _HEAD)):
-        method = getattr(type(owner), name, type)
-        if f'{method.__module__}.{method.__qualname__}' != f'{plain}.{name}':
-            return 'it is not that of a plain mmpretrain classifier'
-    for name, recorder in distiller.distiller.teacher_recorders.recorders.items(
-    ):
-        if f'{recorder.source}.'.startswith('head.loss_module.'):
-            return f'recorder {name!r} reads {recorder.source}'
-    loss = teacher.loss
-
-    def outputs_only(inputs: Tensor, data_samples: Any = None) -> Any:
-        if not distiller.training:
-            return loss(inputs, data_samples)
-        # Not by call: hooks of the teacher itself run already.
-        teacher.forward(inputs, data_samples, mode='tensor')
-        return {}
-
-    undo.enter_context(mock.patch.object(teacher, 'loss', outputs_only))
-    return None
-
-
 class FastBackbone:
     """The forward pass of a frozen teacher's backbone, made faster.
 
-    In training and without gradients a copy runs, otherwise, as in
-    validation, the original. It is made in the first step, when all modules
-    are in the mode that they train in, and used if it gives the original's
-    outputs for that batch and an altered one. A teacher that draws random
-    numbers or changes as it runs is not copied. Weights and modes that
-    change later, but for weights written in place through ``.data``, are
-    noticed before the next step: the original then runs until they rest.
-
-    Args:
-        distiller: mmrazor's ``SingleTeacherDistill`` or its like.
-        fold: Fold BatchNorm into the convolution before it.
-        dtype: Precision of the copy; None leaves it. Outputs in float16 are
-            looked at in each step, which waits for the GPU: once they are
-            not finite the original runs.
-        undo: Gets what takes this back.
+    A copy runs in training and without gradients, else the original. It is
+    made in the first step, when all modules are in the mode that they train
+    in, and used if it gives the original's outputs for that batch and an
+    altered one. A teacher that draws random numbers or changes as it runs is
+    not copied. Weights and modes that change later, but for weights written
+    in place through ``.data``, are noticed before the next step: the original
+    runs until they rest. Outputs in float16 are looked at in each step, for
+    which the GPU is waited for; once they are not finite the original runs.
     """
 
-    def __init__(self, distiller: Any, fold: bool, dtype: torch.dtype | None,
+    def __init__(self, distiller: Any, dtype: torch.dtype | None,
                  undo: ExitStack) -> None:
-        self._distiller, self._fold, self._dtype = distiller, fold, dtype
+        self._distiller, self._dtype = distiller, dtype
         self._backbone: nn.Module = distiller.teacher.backbone
         self._original: Forward = self._backbone.forward
         self._run = self._original
         self._state: Any = None
-        self._kept: list[Tensor] = []
         self._rested = 0
 
         # A function, which deepcopy leaves alone.
@@ -114,7 +63,7 @@ class FastBackbone:
         """Run the copy, or the original where the copy would not do."""
         if not self._distiller.training or torch.is_grad_enabled():
             return self._original(*args, **kwargs)
-        state = _state(self._backbone)
+        state, tensors = _state(self._backbone)
         if state == self._state:
             self._rested += 1
         else:
@@ -122,7 +71,7 @@ class FastBackbone:
             self._rested = 0 if self._state else _REST
             self._state, self._run = state, self._original
             # While these live, other weights have other addresses.
-            self._kept = [one.detach() for one in _tensors(self._backbone)]
+            self._kept = [one.detach() for one in tensors]
         if self._rested == _REST:
             self._run = self._prepare((args, kwargs)) or self._original
         outputs = self._run(*args, **kwargs)
@@ -134,37 +83,42 @@ class FastBackbone:
         return outputs
 
     def _prepare(self, batch: Any) -> Forward | None:
-        """The copy, with what was asked for as far as that holds."""
+        """The copy, if there is one, tried without a trace."""
+        device = next(self._backbone.parameters()).device
+        devices = [device] if device.type == 'cuda' else []
         said: list[str] = []
         run = None
-        device = next(self._backbone.parameters()).device
-        python, array = random.getstate(), np.random.get_state()
-        try:
-            with torch.random.fork_rng(
-                [device] if device.type == 'cuda' else []), torch.autocast(
-                    device.type, enabled=False):
-                run = self._copied(batch, device, said)
-        except _CODE_ERRORS as error:
-            said.append(f'not copied: {_reason(error)}')
-        finally:
-            random.setstate(python)
-            np.random.set_state(array)
+        with ExitStack() as after:
+            after.callback(random.setstate, random.getstate())
+            after.callback(np.random.set_state, np.random.get_state())
+            after.enter_context(torch.random.fork_rng(devices))
+            after.enter_context(torch.autocast(device.type, enabled=False))
+            try:
+                run = self._copied(batch, said)
+            except _CODE_ERRORS as error:
+                said.append(f'not copied: {_reason(error)}')
         _say(said, self._dtype)
         return run
 
-    def _copied(self, batch: Any, device: torch.device,
-                said: list[str]) -> Forward | None:
+    def _copied(self, batch: Any, said: list[str]) -> Forward | None:
+        """The copy, with what was asked for as far as that holds."""
         plain = _copy(self._backbone)
+        weight, dtype = next(plain.parameters()), self._dtype
         # A GPU's TF32 rounds folded weights otherwise. To fold wrongly shows
         # in tenths.
-        rounding = 1e-3 if device.type == 'cpu' else 3e-2
-        batches = [batch, tree_map(_altered, batch)]
-        expected = _expected(plain, batches, rounding)
+        rounding = 1e-3 if weight.device.type == 'cpu' else 3e-2
+        batches = [batch, _map(_altered, batch)]
+        before = _state(plain)[0], _drawn()
+        expected, again = (_outputs(plain, batches) for _ in range(2))
+        if (before != (_state(plain)[0], _drawn())
+                or not _apart(again, expected) <= rounding):
+            raise ValueError('its outputs are random or not finite, or it '
+                             'changes as it runs')
 
-        def attempt(how: str, make: Callable[[], Forward],
-                    allowed: float) -> Forward | None:
+        def attempt(how: str, allowed: float, make: Callable[..., Forward],
+                    *args: Any) -> Any:
             try:
-                run = make()
+                run = make(*args)
                 apart = _apart(_outputs(run, batches), expected)
             except _CODE_ERRORS as error:
                 said.append(f'not {how}: {_reason(error)}')
@@ -174,41 +128,46 @@ class FastBackbone:
                         f'{apart:.1e} of their spread')
             return run if good else None
 
-        network: Any = None
-        if self._fold:
-            network = attempt('folded', lambda: _folded(plain), rounding)
-        dtype = self._dtype
+        network = attempt('folded', rounding, _folded, plain)
         if dtype is None:
             return network
-        return attempt(f'in {str(dtype)[6:]}',
-                       lambda: _in_dtype(network or plain, dtype), 1) or network
+        return attempt(f'in {str(dtype)[6:]}', 1, _in_dtype, network or plain,
+                       dtype, weight.dtype) or network
 
 
-def _tensors(network: nn.Module) -> chain[Tensor]:
-    return chain(network.parameters(), network.buffers())
+def _say(said: list[str], dtype: torch.dtype | None) -> None:
+    """Log it, loudly if the copy is not in the precision asked for."""
+    lost = dtype is not None and not said[-1].startswith('in ')
+    print_log(
+        f'FastStepHook: teacher {"; ".join(said)}'
+        f'{". teacher_dtype is without effect" if lost else ""}.', 'current',
+        logging.WARNING if lost else logging.INFO)
 
 
-def _state(network: nn.Module) -> tuple[list[Any], list[bool]]:
-    """What differs if a weight, buffer or mode of a network does."""
-    return ([(one.data_ptr(), 0 if one.is_inference() else one._version)
-             for one in _tensors(network)],
-            [part.training for part in network.modules()])
+def _state(network: nn.Module) -> tuple[list[Any], list[Tensor]]:
+    """What differs if a weight, buffer or mode does, and the former two."""
+    tensors = [*network.parameters(), *network.buffers()]
+    seen: list[Any] = [(one.data_ptr(), one._version) for one in tensors]
+    return [*seen, *(part.training for part in network.modules())], tensors
+
+
+def _drawn() -> list[Any]:
+    """What differs if torch drew random numbers meanwhile."""
+    cuda = torch.cuda.is_initialized()
+    return [torch.get_rng_state().tolist(),
+            torch.cuda.get_rng_state().tolist() if cuda else None]
 
 
 def _copy(backbone: nn.Module) -> nn.Module:
-    """A copy of the backbone to which nobody listens."""
-    parts = list(backbone.modules())
-    if any(one._forward_hooks or one._forward_pre_hooks for one in parts[1:]):
-        raise ValueError('a recorder or hook looks inside the backbone')
-    if any(isinstance(one, _BatchNorm) and one.training for one in parts):
-        raise ValueError('its BatchNorm is in training mode')
-    unheard: dict[int, Any] = {
-        id(backbone._forward_hooks): OrderedDict(),
-        id(backbone._forward_pre_hooks): OrderedDict()
-    }
-    network = copy.deepcopy(backbone, unheard)
+    """A copy of a backbone into which nobody looks."""
+    for part in backbone.modules():
+        if part._forward_hooks or part._forward_pre_hooks:
+            raise ValueError('a recorder or hook looks into its backbone')
+        if isinstance(part, _BatchNorm) and part.training:
+            raise ValueError('its BatchNorm is in training mode')
+    network = copy.deepcopy(backbone)
     network.__dict__.pop('forward')
-    return network.requires_grad_(False)
+    return network
 
 
 def _folded(plain: nn.Module) -> nn.Module:
@@ -226,78 +185,53 @@ def _folded(plain: nn.Module) -> nn.Module:
             # mmrazor switches it off. Where it may not be, outputs differ.
             part.inplace = True
     folded = fuse(network)
-    norms = [
-        sum(isinstance(part, _BatchNorm) for part in one.modules())
-        for one in (network, folded)
-    ]
-    if norms[0] == norms[1]:
+    if len([*folded.buffers()]) == len([*network.buffers()]):
         raise ValueError('no BatchNorm follows a convolution of its own')
-    return folded.requires_grad_(False)
+    return folded
 
 
-def _in_dtype(network: nn.Module, dtype: torch.dtype) -> Forward:
-    """A copy in one precision, whatever is around, with outputs as before."""
+def _in_dtype(network: nn.Module, dtype: torch.dtype,
+              outside: torch.dtype) -> Forward:
+    """A copy in one precision, whatever is around, that returns another."""
+    device = next(network.parameters()).device.type
     lowered = copy.deepcopy(network).to(dtype)
-    weight = next(network.parameters())
 
-    def cast(value: Any, dtype: torch.dtype) -> Any:
-        return tree_map(
-            lambda one: one.to(dtype)
-            if isinstance(one, Tensor) and one.is_floating_point() else one,
-            value)
+    def cast(value: Any, to: torch.dtype) -> Any:
+        return _map(
+            lambda one: one.to(to) if one.is_floating_point() else one, value)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        with torch.autocast(weight.device.type, enabled=False):
+        with torch.autocast(device, enabled=False):
             outputs = lowered(*cast(args, dtype), **cast(kwargs, dtype))
-        return cast(outputs, weight.dtype)
+        return cast(outputs, outside)
 
     return forward
 
 
-def _altered(value: Any) -> Any:
-    """Another input of the same kind."""
-    if not isinstance(value, Tensor) or value.dim() == 0:
-        return value
-    value = value.flip(0)
-    return value.roll(1, -1) / 2 if value.is_floating_point() else value
+def _map(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """Apply a function to the tensors of a nested value."""
+    return tree_map(
+        lambda one: change(one) if isinstance(one, Tensor) else one, value)
+
+
+def _altered(one: Tensor) -> Tensor:
+    return one.flip(0) / 2 if one.is_floating_point() else one.flip(0)
 
 
 def _outputs(run: Forward, batches: list[Any]) -> list[Any]:
     """What comes of batches, and what is left of each of them."""
-    outputs = []
-    for batch in batches:
-        args, kwargs = tree_map(
-            lambda one: one.clone() if isinstance(one, Tensor) else one, batch)
-        outputs.append((run(*args, **kwargs), args, kwargs))
-    return outputs
-
-
-def _expected(plain: nn.Module, batches: list[Any],
-              rounding: float) -> list[Any]:
-    """Outputs of the original, if they are the same at every call."""
-    before = _state(plain), _drawn()
-    outputs, again = _outputs(plain, batches), _outputs(plain, batches)
-    if before[1] != _drawn() or not _apart(again, outputs) <= rounding:
-        raise ValueError('its outputs are random or not finite')
-    if before[0] != _state(plain):
-        raise ValueError('its weights or buffers change as it runs')
-    return outputs
-
-
-def _drawn() -> list[Any]:
-    """What differs if random numbers were drawn from torch meanwhile."""
-    cuda = torch.cuda.is_initialized()
-    return [torch.get_rng_state().tolist(),
-            torch.cuda.get_rng_state().tolist() if cuda else None]
+    copies = [_map(torch.clone, batch) for batch in batches]
+    # A call of what torch.fx made would print errors.
+    run = getattr(run, 'forward', run)
+    return [(run(*args, **kwargs), args, kwargs) for args, kwargs in copies]
 
 
 def _apart(ours: Any, theirs: Any) -> float:
-    """Largest difference of nested outputs over the standard deviation.
+    """Largest difference of nested outputs over their standard deviation.
 
     Infinite where they are not alike, NaN where theirs are not finite.
     """
-    mine, kind = tree_flatten(ours)
-    others, other_kind = tree_flatten(theirs)
+    (mine, kind), (others, other_kind) = map(tree_flatten, (ours, theirs))
     apart = [0. if kind == other_kind else math.inf]
     for one, other in zip(mine, others):
         if not isinstance(other, Tensor):
@@ -319,13 +253,3 @@ def _reason(error: Exception) -> str:
             or _OF_A_DEVICE.search(str(error))):
         raise error
     return (str(error).strip() or repr(error)).splitlines()[0]
-
-
-def _say(said: list[str], dtype: torch.dtype | None) -> None:
-    """Log what became of a copy; loudly if it is not in a wanted precision."""
-    lost = dtype is not None and not said[-1].startswith('in ')
-    print_log(
-        f'FastStepHook: teacher {"; ".join(said)}'
-        f'{". teacher_dtype is without effect" if lost else ""}.',
-        logger='current',
-        level=logging.WARNING if lost else logging.INFO)
