@@ -1,0 +1,49 @@
+"""With each hook that we ship, two processes train as they do without it."""
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+sys.path.append(str(Path(__file__).parents[1]))
+from hook_tester import CASES, Steps, off_by, two_processes
+
+# A new hook is one more row.
+HOOKS: dict[str, dict[str, Any]] = {
+    'fast step': dict(type='FastStepHook'),
+    'checkpoint': dict(type='DistillCheckpointHook', interval=1),
+    'epoch seed': dict(type='EpochSeedHook'),
+    'frozen teacher': dict(type='FrozenTeacherHook'),
+    'validate teacher': dict(type='ValidateTeacherHook'),
+    'monitor': dict(type='WSLDMonitorHook'),
+}
+WRONG = dict(type='LateLayout')
+FUSED = 'fused' in torch.optim.SGD([torch.zeros(1)], lr=1).param_groups[0]
+Trained = list[dict[tuple[str, str], Steps]]
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    cases = [case for case in CASES if FUSED or case != 'fused SGD']
+    return two_processes(
+        tmp_path_factory.mktemp('two'), {**HOOKS, 'wrong': WRONG}, cases)
+
+
+@pytest.mark.parametrize('case', CASES)
+@pytest.mark.parametrize('hook', HOOKS)
+def test_gradients_and_weights_are_stocks(hook: str, case: str,
+                                          trained: Trained) -> None:
+    if ('', case) not in trained[0]:
+        pytest.skip('this torch has no fused SGD')
+    first, second = (rank[hook, case] for rank in trained)
+    stock = trained[0]['', case]
+    assert len(stock) == (5 if case == 'accumulation' else 9)
+    assert off_by(first, stock) < 1e-5
+    gradients = slice(None, -1)
+    assert off_by(second[gradients], first[gradients]) < 1e-6
+    parameters = [{key: one[-1][key] for key in one[0]}
+                  for one in (first, second)]
+    assert off_by([parameters[1]], [parameters[0]]) < 1e-6
