@@ -90,8 +90,7 @@ def fault_of(path: Path) -> str | None:
         path: The file, which may be missing.
 
     Returns:
-        The end of a sentence about the file; None if nothing can be seen
-        without reading all of it.
+        The end of a sentence about it; None if nothing is seen at its ends.
     """
     if not path.is_file():
         return 'is missing'
@@ -109,15 +108,7 @@ def fault_of(path: Path) -> str | None:
 
 def strip_prefix(weights: dict[str, Tensor],
                  prefix: str) -> OrderedDict[str, Tensor]:
-    """Weights of the keys that start with a prefix, without it there.
-
-    Args:
-        weights: State dict.
-        prefix: Where the wanted module stands, with its final dot.
-
-    Returns:
-        New state dict that shares the tensors; empty if no key starts so.
-    """
+    """Weights below a prefix, which ends with a dot, named without it."""
     return OrderedDict((key[len(prefix):], value)
                        for key, value in weights.items()
                        if key.startswith(prefix))
