@@ -160,7 +160,7 @@ def test_augmentation_keeps_the_students_preprocessor() -> None:
     use_test_time_augmentation(cfg)
     assert cfg.model.type == 'mmpretrain.AverageClsScoreTTA'
     assert cfg.model.data_preprocessor == dict(mean=[1])
-    load, tta = cfg.test_dataloader.dataset.pipeline
+    _, tta = cfg.test_dataloader.dataset.pipeline
     assert tta['transforms'][1] == pipeline[1:]
 
 

@@ -5,7 +5,6 @@ import hashlib
 import io
 import os
 import resource
-import signal
 import subprocess
 import sys
 import threading
@@ -26,7 +25,6 @@ from wsld_plugin.checkpoints import (
     checkpoint_url,
     download,
     download_checkpoint,
-    read_checkpoint,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -58,9 +56,6 @@ class Server(ThreadingHTTPServer):
         self.paths: list[str] = []
         self.url = f'http://127.0.0.1:{self.server_port}/'
 
-    # A request that was given up by the client is no news.
-    def handle_error(self, *args: Any) -> None:
-        pass
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -164,25 +159,32 @@ FAILURES: dict[str, tuple[list[dict[str, Any]], str, int]] = {
 }
 
 
-@pytest.mark.parametrize('before', [None, DATA[:-1], HTML, OTHER, b''])
 @pytest.mark.parametrize('name', FAILURES)
-def test_failure(name: str, before: bytes | None, server: Server,
-                 tmp_path: Path) -> None:
+def test_failure(name: str, server: Server, tmp_path: Path) -> None:
     faults, message, requests = FAILURES[name]
     server.faults = list(faults)
+    with pytest.raises(DownloadError, match=message) as caught:
+        download_checkpoint(server.url + NAME, tmp_path)
+    assert str(caught.value).endswith(
+        f'; fetch {server.url}{NAME} by other means and put it at '
+        f'{tmp_path}/{NAME}')
+    assert files(tmp_path) == {}
+    assert name == 'circle' or len(server.paths) == requests
+
+
+@pytest.mark.parametrize('damaged', [
+    DATA[:-1], DATA[:HALF] + b'!' + DATA[HALF + 1:], HTML, OTHER, b''])
+def test_damaged_file_is_replaced_and_never_used(
+        damaged: bytes, server: Server, tmp_path: Path) -> None:
     path, url = tmp_path / NAME, server.url + NAME
-    if before is not None:
-        # What is there and damaged is never used, nor lost for nothing.
-        path.write_bytes(before)
+    path.write_bytes(damaged)
     with pytest.raises(DownloadError, match=f'offline: {path} is .*put it'):
         download_checkpoint(url, tmp_path, offline=True)
-    with pytest.raises(DownloadError, match=message) as caught:
+    server.faults = [{'data': OTHER}]
+    with pytest.raises(DownloadError, match='is damaged'):
         download_checkpoint(url, tmp_path)
-    assert str(caught.value).endswith(
-        f'; fetch {url} by other means and put it at {path}')
-    assert files(tmp_path) == ({} if before is None else {NAME: before})
-    assert name == 'circle' or len(server.paths) == requests
-    server.faults = []
+    # Not lost for nothing.
+    assert files(tmp_path) == {NAME: damaged}
     download_checkpoint(url, tmp_path)
     assert files(tmp_path) == {NAME: DATA}
 
@@ -247,29 +249,35 @@ def test_names_of_models() -> None:
         download_checkpoint('http://127.0.0.1/', offline=True)
 
 
-def start(url: str) -> subprocess.Popen:
-    code = f'from wsld_plugin.checkpoints import read_checkpoint as read\n' \
-           f'print(read({url!r})["state_dict"]["weight"].double().sum())'
-    return subprocess.Popen([sys.executable, '-c', code],
-                            stdout=subprocess.PIPE, text=True,
-                            env=dict(os.environ, PYTHONPATH=str(ROOT)))
+PROCESS = '''
+import sys
+from wsld_plugin.checkpoints import read_checkpoint
+print(read_checkpoint(sys.argv[1])['state_dict']['weight'].double().sum())
+'''
 
 
 def test_processes_fetch_once_and_one_is_killed(server: Server,
                                                 tmp_path: Path) -> None:
-    """Also the ranks of a distributed run, which share nothing else."""
+    """As the ranks of a distributed run, which share nothing else."""
+
+    def start() -> subprocess.Popen:
+        return subprocess.Popen(
+            [sys.executable, '-c', PROCESS, server.url + NAME],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=dict(os.environ, PYTHONPATH=str(ROOT)))
+
     server.faults = [{'pause': 0.1}, {'pause': 0.1}]
-    runs = [start(server.url + NAME)]
+    killed = start()
     deadline = time.monotonic() + 120
     while not server.paths and time.monotonic() < deadline:
         time.sleep(0.01)
-    runs += [start(server.url + NAME) for _ in range(2)]
-    runs[0].send_signal(signal.SIGKILL)
-    runs.pop(0).communicate()
+    runs = [start(), start()]
+    killed.kill()
+    killed.communicate()
     for run in runs:
         out, _ = run.communicate(timeout=120)
         assert f'{WEIGHTS["weight"].double().sum().item():.4e}' in out
     # One began, one of the others did it, the last waited.
     assert len(server.paths) == 2
     assert files(tmp_path / 'home' / 'checkpoints') == {NAME: DATA}
-    read_checkpoint(server.url + NAME)

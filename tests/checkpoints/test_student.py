@@ -196,7 +196,7 @@ UNREADABLE: dict[str, tuple[bytes, str]] = {
     'cut, old format': (saved(WEIGHTS, **OLD)[:900], 'cannot be read: unexp'),
     'beginning': (saved(WEIGHTS, **OLD)[:20], 'cannot be read: EOFError'),
     'empty': (b'', 'is empty'),
-    'HTML': (b'<!DOCTYPE html><p>', "is no checkpoint: it starts with b'<!DOC"),
+    'HTML': (b'<!DOCTYPE html><p>', "no checkpoint: it starts with b'<!DOC"),
     'foreign': (pickle.dumps({'a': 1}), 'cannot be loaded as a checkpoint'),
     'None': (saved({'state_dict': None}), 'no dictionary of weights'),
     'tensor': (saved(torch.rand(2)), 'weights, .* but a Tensor'),
@@ -219,6 +219,7 @@ def test_what_is_no_checkpoint_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=f'^{path} .*{message}') as e:
         read_checkpoint(str(path))
     assert '\n' not in str(e.value)
+    assert isinstance(e.value, OSError) == (name == 'missing')
     assert not (tmp_path / 'trap').exists()
 
 
