@@ -109,10 +109,10 @@ def _override(cfg: Config, options: Mapping[str, Any] | Iterable[str]) -> None:
         try:
             cfg.merge_from_dict({key: value})
         except (AttributeError, KeyError, TypeError) as error:
-            raise ConfigError(
-                f'--cfg-options {key}={value}: the config has nothing that '
-                f'could take it ({" ".join(str(error).split())[:200]})'
-            ) from error
+            said = ' '.join(str(error).split()).partition('. You may')[0]
+            raise ConfigError(f'--cfg-options {key}={value}: the config has '
+                              f'nothing that could take it ({said})'
+                              ) from error
 
 
 def _option(text: str) -> tuple[str, Any]:
