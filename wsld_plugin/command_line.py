@@ -145,8 +145,8 @@ def use_mixed_precision(cfg: Config) -> None:
     Raises:
         ConfigError: If that is another one than mmengine's.
     """
-    wrapper = cfg.setdefault('optim_wrapper', {})
-    kind = wrapper.get('type', 'OptimWrapper')
+    wrapper = cfg.get('optim_wrapper')
+    kind = wrapper.get('type', 'OptimWrapper') if wrapper else None
     if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
         raise ConfigError(f'--amp cannot replace optim_wrapper.type={kind}, '
                           'expected OptimWrapper')

@@ -40,9 +40,9 @@ def load_config(path: str | os.PathLike[str],
     Args:
         path: File of Python, JSON or YAML.
         options: What ``--cfg-options`` takes: ``'model.distiller.tau=4'``,
-            with lists as ``key=[a,b]`` or ``key=a,b``. A value in quotes, or
-            one that names an existing file, is one string, whatever commas
-            and blanks it holds. Or the keys and their values.
+            with lists as ``key=[a,b]`` or ``key=a,b``. What stands in quotes,
+            or names an existing file, is one string, whatever commas and
+            blanks it holds. Or the keys and their values.
 
     Returns:
         The config; what its ``custom_imports`` name has been imported.
@@ -120,9 +120,9 @@ def _option(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition('=')
     if not equals or not all(key.split('.')):
         raise ConfigError(f'--cfg-options {text}: expected KEY=VALUE')
-    if re.fullmatch(r"""'[^']*'|"[^"]*"|""", value):
+    if re.fullmatch(r"""'[^'[(][^']*'|"[^"[(][^"]*\"""", value):
         return key, value[1:-1]
-    if os.path.exists(value):
+    if re.search('[ ,]', value) and os.path.exists(value):
         return key, value
     found = argparse.Namespace()
     try:
@@ -148,7 +148,7 @@ def _refuse_misspelt(cfg: Config, path: str) -> None:
             known - {'tta_model', 'tta_pipeline'},
             key=lambda name: SequenceMatcher(None, key, name).ratio())
         ratio = SequenceMatcher(None, key, similar).ratio()
-        used = re.search(rf'\b{key}\b(?!["\']?\s*[=:])', cfg.text)
+        used = re.search(rf'\b{re.escape(key)}\b(?!["\']?\s*[=:])', cfg.text)
         swapped = sorted(key) == sorted(similar)
         if (swapped or ratio > _SIMILAR) and not used:
             raise ConfigError(f'{path} sets {key}, which nothing reads; '
