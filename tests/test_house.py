@@ -26,7 +26,7 @@ ARROWS = {
     'checkpoints': ('torch', 'mmengine', 'modelindex', 'onnx', 'onnxruntime',
                     'rich', 'sklearn', 'filelock', 'tenacity', '.config',
                     '.version'),
-    'config': ('mmengine', ),
+    'config': ('mmengine', 'yaml'),
     'analysis': ('torch', 'numpy', 'mmengine', 'matplotlib', 'scipy',
                  '.functional', '.checkpoints'),
     'compat': ('torch', 'numpy', 'mmengine', 'mmcv', 'mmpretrain', 'mmrazor',

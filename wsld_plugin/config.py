@@ -12,11 +12,12 @@ from typing import Any
 
 from mmengine.config import Config, DictAction
 from mmengine.utils import import_modules_from_strings
+from yaml import YAMLError
 
 # What a config's code, which is anybody's, may raise.
 _ANYTHING = (ArithmeticError, AssertionError, AttributeError, ImportError,
              LookupError, NameError, OSError, RuntimeError, SyntaxError,
-             TypeError, ValueError)
+             TypeError, ValueError, YAMLError)
 # mmengine's functions that read one file, `filename`.
 _READERS = ('_file2dict', '_is_lazy_import', '_parse_lazy_import')
 # What mmengine and the tools read besides the arguments of Runner.
