@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import sys
 from collections.abc import Iterator
@@ -59,6 +60,9 @@ def one_line_errors(*more: type[Exception]) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
+        # Workers of loaders, or they would miss this process in a trace.
+        for child in multiprocessing.active_children():
+            child.terminate()
         fail('interrupted', 130)
     except mistakes as error:
         fail(error)
