@@ -71,19 +71,23 @@ def test_mistakes(name: str, tmp_path: Path) -> None:
     assert '\n' not in str(e.value)
 
 
-def test_options_are_what_they_say(tmp_path: Path) -> None:
+def test_options_are_what_they_say(tmp_path: Path,
+                                   monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / 'config.py'
     path.write_text(BASE)
     odd = tmp_path / 'a, b=c.pth'
     odd.touch()
     given = {'a.b.0.c': ('3', 3), 'a.text': (str(odd), str(odd)),
              'a.n': ('None', None), 'a.l': ('[1,x]', [1, 'x']),
-             'a.m': ('1e-3,2', [1e-3, 2]), 'a.q': ('"[1, 2]"', '[1, 2]')}
+             'a.m': ('1e-3,2', [1e-3, 2]), 'a.q': ('"1, 2"', '1, 2'),
+             'a.d': ('3', 3)}
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / '3').mkdir()
     cfg = load_config(path, [f'{key}={text}'
                              for key, (text, _) in given.items()])
     assert cfg.a == dict(
         b=[dict(c=3), 2], text=str(odd), n=None, l=[1, 'x'], m=[1e-3, 2],
-        q='[1, 2]')
+        q='1, 2', d=3)
     values = {key: value for key, (_, value) in given.items()}
     assert load_config(path, values).a == cfg.a
 
@@ -160,7 +164,7 @@ def test_augmentation_keeps_the_students_preprocessor() -> None:
     use_test_time_augmentation(cfg)
     assert cfg.model.type == 'mmpretrain.AverageClsScoreTTA'
     assert cfg.model.data_preprocessor == dict(mean=[1])
-    load, tta = cfg.test_dataloader.dataset.pipeline
+    _, tta = cfg.test_dataloader.dataset.pipeline
     assert tta['transforms'][1] == pipeline[1:]
 
 

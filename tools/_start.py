@@ -14,12 +14,13 @@ def start(main: Callable[[], None]) -> None:
     """Call a tool's main, as a program of its own.
 
     Python puts the folder of a program in front of all others, where a
-    user's own module called ``test`` would be taken for ours. Ctrl-C while
+    user's own module called ``test`` would be taken for ours. It becomes the
+    last, as workers that are spawned look this file up again. Ctrl-C while
     packages are imported is one line.
     """
     here = os.path.dirname(os.path.realpath(__file__))
     if sys.path and os.path.realpath(sys.path[0]) == here:
-        del sys.path[0]
+        sys.path.append(sys.path.pop(0))
     try:
         main()
     except KeyboardInterrupt:

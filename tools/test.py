@@ -4,12 +4,9 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from _start import add_run_arguments, start
-
-if TYPE_CHECKING:
-    from mmengine.config import Config
 
 SUFFIXES = {'pred': ('.pkl', '.pickle'), 'metrics': ('.json', )}
 
@@ -26,7 +23,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--out-item',
         choices=['metrics', 'pred'],
-        help='what to write to --out; the predictions by default')
+        default='pred',
+        help='what to write to --out (default: pred, the predictions)')
     parser.add_argument(
         '--amp', action='store_true', help='test in mixed precision')
     parser.add_argument(
@@ -36,19 +34,15 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--interval', type=int, default=1, help='of the images shown')
     parser.add_argument(
-        '--wait-time',
-        type=float,
-        default=2,
-        help='for which an image is shown, in seconds')
+        '--wait-time', type=float, default=2, help='of each, in seconds')
     parser.add_argument(
         '--tta',
         action='store_true',
         help="average over the config's augmentations, or over flips")
     add_run_arguments(parser)
     args = parser.parse_args()
-    if args.out_item is not None and args.out is None:
+    if args.out_item == 'metrics' and args.out is None:
         parser.error('--out-item needs --out')
-    args.out_item = args.out_item or 'pred'
     suffixes = SUFFIXES[args.out_item]
     if args.out is not None and not args.out.endswith(suffixes):
         parser.error(f'--out {args.out}: {args.out_item} goes to a file '
@@ -56,19 +50,16 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def test_config(args: argparse.Namespace) -> Config:
+def test_config(args: argparse.Namespace) -> Any:
     """Config of the test that the command line asks for."""
     from wsld_plugin import command_line
     from wsld_plugin.checkpoints import student_model
     cfg = command_line.read_run_config(args, 'test')
     # The teacher plays no part, and need not be downloaded.
     cfg.model = student_model(cfg.model)
-    cfg.resume = False
-    cfg.load_from = None
+    cfg.resume, cfg.load_from = False, None
     command_line.set_dataloader_defaults(
-        cfg,
-        'test',
-        persistent_workers=False,
+        cfg, 'test', persistent_workers=False,
         pin_memory=not args.no_pin_memory)
     if args.amp:
         cfg.test_cfg = dict(cfg.get('test_cfg') or {}, fp16=True)
@@ -77,11 +68,8 @@ def test_config(args: argparse.Namespace) -> Config:
             command_line.fail('--show and --show-dir need default_hooks.'
                               'visualization=dict(type="VisualizationHook")')
         cfg.default_hooks.visualization.update(
-            enable=True,
-            show=args.show,
-            wait_time=args.wait_time,
-            out_dir=args.show_dir,
-            interval=args.interval)
+            enable=True, show=args.show, out_dir=args.show_dir,
+            wait_time=args.wait_time, interval=args.interval)
     if args.tta:
         command_line.use_test_time_augmentation(cfg)
     return cfg
@@ -99,8 +87,7 @@ def main() -> None:
             test_config(args), args.checkpoint,
             args.out if args.out_item == 'pred' else None)
         if is_main_process():
-            # numpy's numbers, too.
-            line = json.dumps(metrics, default=lambda value: value.tolist())
+            line = json.dumps(metrics, default=lambda number: number.tolist())
             if args.out_item == 'metrics':
                 # Complete or not at all: others take it for the result.
                 write_atomically(Path(args.out), line.encode())

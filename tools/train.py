@@ -2,12 +2,9 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import Any
 
 from _start import add_run_arguments, start
-
-if TYPE_CHECKING:
-    from mmengine.config import Config
 
 
 def parse_args() -> argparse.Namespace:
@@ -41,7 +38,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def train_config(args: argparse.Namespace) -> Config:
+def train_config(args: argparse.Namespace) -> Any:
     """Config of the training that the command line asks for."""
     from wsld_plugin import command_line
     cfg = command_line.read_run_config(args, 'train')

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import sys
 from collections.abc import Iterator
@@ -46,12 +47,12 @@ def fail(message: object, code: int = 2) -> NoReturn:
 def one_line_errors(*more: type[Exception]) -> Iterator[None]:
     """Turn a user's mistakes into one line and exit code 2, not a trace.
 
-    These are wrong configs and checkpoints, and files that cannot be read or
-    written. Ctrl-C is one line, too, and exit code 130. What others are
-    known to chat about is silenced.
+    Ctrl-C is one line, too, and exit code 130. What others are known to chat
+    about is silenced.
 
     Args:
-        more: Further errors that are a user's mistakes.
+        more: Errors that are a user's mistakes besides wrong configs and
+            checkpoints, and files that cannot be read or written.
     """
     compat.quiet()
     mistakes: tuple[type[Exception], ...] = (ConfigError, CheckpointError,
@@ -59,6 +60,9 @@ def one_line_errors(*more: type[Exception]) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
+        # Workers of loaders, or they would miss this process in a trace.
+        for child in multiprocessing.active_children():
+            child.terminate()
         fail('interrupted', 130)
     except mistakes as error:
         fail(error)
@@ -104,12 +108,11 @@ def set_dataloader_defaults(cfg: Config, split: str, *,
     """Fill in what a dataloader's config leaves open, as mmpretrain does.
 
     Args:
-        cfg: Config whose ``{split}_dataloader``, where it has one, is
-            changed in place. Pictures of a classifier, which mmpretrain's
-            preprocessor gets, are collated by ``default_collate``.
+        cfg: Its ``{split}_dataloader``, where it has one, is changed in
+            place. What mmpretrain's preprocessor of classification gets is
+            collated by ``default_collate``.
         split: ``'train'``, ``'val'`` or ``'test'``.
-        persistent_workers: Whether workers, where there are any, should
-            outlive an epoch.
+        persistent_workers: Whether workers should outlive an epoch.
         pin_memory: False to forbid pinning; it is of use with CUDA only.
     """
     loader = cfg.get(f'{split}_dataloader')
@@ -125,10 +128,7 @@ def set_dataloader_defaults(cfg: Config, split: str, *,
 
 
 def _is_classification(cfg: Config) -> bool:
-    """Whether ``ClsDataPreprocessor`` gets the batches.
-
-    Others, such as those of segmentation, take lists of pictures.
-    """
+    """Whether ``ClsDataPreprocessor`` gets the batches; others want lists."""
     student = student_model(cfg.model)
     preprocessor = student.get('data_preprocessor') or cfg.get(
         'data_preprocessor') or {}
@@ -149,8 +149,8 @@ def use_mixed_precision(cfg: Config) -> None:
     Raises:
         ConfigError: If that is another one than mmengine's.
     """
-    wrapper = cfg.setdefault('optim_wrapper', {})
-    kind = wrapper.get('type', 'OptimWrapper')
+    wrapper = cfg.get('optim_wrapper')
+    kind = wrapper.get('type', 'OptimWrapper') if wrapper else None
     if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
         raise ConfigError(f'--amp cannot replace optim_wrapper.type={kind}, '
                           'expected OptimWrapper')
@@ -167,8 +167,7 @@ def use_test_time_augmentation(cfg: Config) -> None:
         cfg: Its ``model`` and ``test_dataloader`` are changed in place.
 
     Raises:
-        ConfigError: If it does not say how predictions are averaged, or its
-            test set has no pipeline.
+        ConfigError: If it does not say how to average, or what to augment.
     """
     if 'tta_model' not in cfg and not _is_classification(cfg):
         raise ConfigError('--tta needs tta_model in the config')

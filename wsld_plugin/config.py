@@ -12,11 +12,12 @@ from typing import Any
 
 from mmengine.config import Config, DictAction
 from mmengine.utils import import_modules_from_strings
+from yaml import YAMLError
 
 # What a config's code, which is anybody's, may raise.
 _ANYTHING = (ArithmeticError, AssertionError, AttributeError, ImportError,
              LookupError, NameError, OSError, RuntimeError, SyntaxError,
-             TypeError, ValueError)
+             TypeError, ValueError, YAMLError)
 # mmengine's functions that read one file, `filename`.
 _READERS = ('_file2dict', '_is_lazy_import', '_parse_lazy_import')
 # What mmengine and the tools read besides the arguments of Runner.
@@ -40,9 +41,9 @@ def load_config(path: str | os.PathLike[str],
     Args:
         path: File of Python, JSON or YAML.
         options: What ``--cfg-options`` takes: ``'model.distiller.tau=4'``,
-            with lists as ``key=[a,b]`` or ``key=a,b``. A value in quotes, or
-            one that names an existing file, is one string, whatever commas
-            and blanks it holds. Or the keys and their values.
+            with lists as ``key=[a,b]`` or ``key=a,b``. What stands in quotes,
+            or names an existing file, is one string, whatever commas and
+            blanks it holds. Or the keys and their values.
 
     Returns:
         The config; what its ``custom_imports`` name has been imported.
@@ -109,10 +110,10 @@ def _override(cfg: Config, options: Mapping[str, Any] | Iterable[str]) -> None:
         try:
             cfg.merge_from_dict({key: value})
         except (AttributeError, KeyError, TypeError) as error:
-            raise ConfigError(
-                f'--cfg-options {key}={value}: the config has nothing that '
-                f'could take it ({" ".join(str(error).split())[:200]})'
-            ) from error
+            said = ' '.join(str(error).split()).partition('. You may')[0]
+            raise ConfigError(f'--cfg-options {key}={value}: the config has '
+                              f'nothing that could take it ({said})'
+                              ) from error
 
 
 def _option(text: str) -> tuple[str, Any]:
@@ -120,9 +121,9 @@ def _option(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition('=')
     if not equals or not all(key.split('.')):
         raise ConfigError(f'--cfg-options {text}: expected KEY=VALUE')
-    if re.fullmatch(r"""'[^']*'|"[^"]*"|""", value):
+    if re.fullmatch(r"""'[^'[(][^']*'|"[^"[(][^"]*\"""", value):
         return key, value[1:-1]
-    if os.path.exists(value):
+    if re.search('[ ,]', value) and os.path.exists(value):
         return key, value
     found = argparse.Namespace()
     try:
@@ -148,7 +149,7 @@ def _refuse_misspelt(cfg: Config, path: str) -> None:
             known - {'tta_model', 'tta_pipeline'},
             key=lambda name: SequenceMatcher(None, key, name).ratio())
         ratio = SequenceMatcher(None, key, similar).ratio()
-        used = re.search(rf'\b{key}\b(?!["\']?\s*[=:])', cfg.text)
+        used = re.search(rf'\b{re.escape(key)}\b(?!["\']?\s*[=:])', cfg.text)
         swapped = sorted(key) == sorted(similar)
         if (swapped or ratio > _SIMILAR) and not used:
             raise ConfigError(f'{path} sets {key}, which nothing reads; '

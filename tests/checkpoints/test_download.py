@@ -5,7 +5,6 @@ import hashlib
 import io
 import os
 import resource
-import signal
 import subprocess
 import sys
 import threading
@@ -18,7 +17,7 @@ from typing import Any
 import pytest
 import tenacity
 import torch
-from mmengine.runner import load_checkpoint
+from mmengine.runner import CheckpointLoader
 
 from wsld_plugin.checkpoints import (
     CheckpointError,
@@ -26,7 +25,6 @@ from wsld_plugin.checkpoints import (
     checkpoint_url,
     download,
     download_checkpoint,
-    read_checkpoint,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -119,11 +117,9 @@ def test_download_and_cache_hit(server: Server, tmp_path: Path,
     assert server.paths == [f'/zoo/{NAME}']
     elsewhere = download_checkpoint(server.url + NAME, tmp_path / 'out')
     assert files(elsewhere.parent) == {NAME: DATA}
-    # mmengine's own loader, for URLs in configs.
-    module = torch.nn.Module()
-    module.register_buffer('weight', torch.zeros(50_000))
-    load_checkpoint(module, server.url + NAME)
-    assert torch.equal(module.weight, WEIGHTS['weight'])
+    # By mmengine's own loader, for URLs in configs.
+    loaded = CheckpointLoader.load_checkpoint(server.url + NAME)
+    assert torch.equal(loaded['weight'], WEIGHTS['weight'])
     assert len(server.paths) == 2
     monkeypatch.delenv('MMENGINE_HOME')
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
@@ -164,43 +160,48 @@ FAILURES: dict[str, tuple[list[dict[str, Any]], str, int]] = {
 }
 
 
-@pytest.mark.parametrize('before', [None, DATA[:-1], HTML, OTHER, b''])
 @pytest.mark.parametrize('name', FAILURES)
-def test_failure(name: str, before: bytes | None, server: Server,
-                 tmp_path: Path) -> None:
+def test_failure(name: str, server: Server, tmp_path: Path) -> None:
     faults, message, requests = FAILURES[name]
     server.faults = list(faults)
+    with pytest.raises(DownloadError, match=message) as caught:
+        download_checkpoint(server.url + NAME, tmp_path)
+    assert str(caught.value).endswith(
+        f'; fetch {server.url}{NAME} by other means and put it at '
+        f'{tmp_path}/{NAME}')
+    assert files(tmp_path) == {}
+    assert name == 'circle' or len(server.paths) == requests
+
+
+@pytest.mark.parametrize('damaged', [
+    DATA[:-1], DATA[:HALF] + b'!' + DATA[HALF + 1:], HTML, OTHER, b''])
+def test_damaged_file_is_replaced_and_never_used(
+        damaged: bytes, server: Server, tmp_path: Path) -> None:
     path, url = tmp_path / NAME, server.url + NAME
-    if before is not None:
-        # What is there and damaged is never used, nor lost for nothing.
-        path.write_bytes(before)
+    path.write_bytes(damaged)
     with pytest.raises(DownloadError, match=f'offline: {path} is .*put it'):
         download_checkpoint(url, tmp_path, offline=True)
-    with pytest.raises(DownloadError, match=message) as caught:
+    server.faults = [{'data': OTHER}]
+    with pytest.raises(DownloadError, match='is damaged'):
         download_checkpoint(url, tmp_path)
-    assert str(caught.value).endswith(
-        f'; fetch {url} by other means and put it at {path}')
-    assert files(tmp_path) == ({} if before is None else {NAME: before})
-    assert name == 'circle' or len(server.paths) == requests
-    server.faults = []
+    # Not lost for nothing.
+    assert files(tmp_path) == {NAME: damaged}
     download_checkpoint(url, tmp_path)
     assert files(tmp_path) == {NAME: DATA}
 
 
-def test_names_without_a_hash(server: Server) -> None:
-    # A date is no hash.
-    for name in ('teacher.pth', 'net-20211222.pth'):
-        server.faults = [{}, {'data': OTHER}]
-        first, second = (
-            download_checkpoint(f'{server.url}{place}/{name}?version=1')
-            for place in 'ab')
-        assert (first.name, second.name) == (name, name)
-        assert first.read_bytes() == DATA and second.read_bytes() == OTHER
-        # All that is known of them.
-        for fault in ({'data': HTML}, {'data': DATA[:HALF]}):
-            server.faults = [fault]
-            with pytest.raises(DownloadError, match=r'no checkpoint|cut off'):
-                download_checkpoint(f'{server.url}c/{name}')
+@pytest.mark.parametrize('name', ['teacher.pth', 'net-20211222.pth'])
+def test_names_without_a_hash(name: str, server: Server) -> None:
+    """A date is no hash."""
+    server.faults = [{}, {'data': OTHER}, {'data': HTML},
+                     {'data': DATA[:HALF]}]
+    for place, content in (('a', DATA), ('b', OTHER)):
+        path = download_checkpoint(f'{server.url}{place}/{name}?version=1')
+        assert path.name == name and path.read_bytes() == content
+    # All that is known of them.
+    for message in ('no checkpoint', 'cut off'):
+        with pytest.raises(DownloadError, match=message):
+            download_checkpoint(f'{server.url}c/{name}')
 
 
 def test_mirror(server: Server, tmp_path: Path) -> None:
@@ -229,47 +230,56 @@ def test_no_server_and_no_room(server: Server, tmp_path: Path) -> None:
         download_checkpoint(server.url + NAME, tmp_path / 'file')
 
 
-def test_names_of_models() -> None:
-    zoo = 'https://download.openmmlab.com/'
-    assert checkpoint_url('ResNet34_8xb32_in1k') == (
-        f'{zoo}mmclassification/v0/resnet/'
-        'resnet34_8xb32_in1k_20210831-f257d4e6.pth')
-    published = checkpoint_url('wsld_r34_r18_in1k-evalbn')
-    assert published.startswith(f'{zoo}mmrazor/v1/wsld/')
-    assert checkpoint_url('torchvision://resnet34').endswith(
-        '/resnet34-b627a593.pth')
-    for name, hint in {'resnet34_8xb32': 'similar: resnet34_8xb32_in1k',
-                       'torchvision://resnet3': 'similar: resnet34',
-                       'file:///etc/passwd': 'expected http://'}.items():
-        with pytest.raises(CheckpointError, match=f'={name}.*{hint}'):
-            checkpoint_url(name)
-    with pytest.raises(CheckpointError, match='names no file'):
-        download_checkpoint('http://127.0.0.1/', offline=True)
+@pytest.mark.parametrize('name, url', [
+    ('ResNet34_8xb32_in1k', 'https://download.openmmlab.com/mmclassification/'
+     'v0/resnet/resnet34_8xb32_in1k_20210831-f257d4e6.pth'),
+    ('wsld_r34_r18_in1k-evalbn', '_acc-71.54_20211222-57925cbf.pth'),
+    ('torchvision://resnet34', '/resnet34-b627a593.pth'),
+])
+def test_names_of_models(name: str, url: str) -> None:
+    assert checkpoint_url(name).endswith(url)
 
 
-def start(url: str) -> subprocess.Popen:
-    code = f'from wsld_plugin.checkpoints import read_checkpoint as read\n' \
-           f'print(read({url!r})["state_dict"]["weight"].double().sum())'
-    return subprocess.Popen([sys.executable, '-c', code],
-                            stdout=subprocess.PIPE, text=True,
-                            env=dict(os.environ, PYTHONPATH=str(ROOT)))
+@pytest.mark.parametrize('name, hint', [
+    ('resnet34_8xb32', 'similar: resnet34_8xb32_in1k'),
+    ('torchvision://resnet3', 'similar: resnet34'),
+    ('file:///etc/passwd', 'expected http://'),
+    ('http://127.0.0.1/', 'names no file'),
+])
+def test_unknown_names_are_told(name: str, hint: str) -> None:
+    with pytest.raises(CheckpointError, match=f'name_or_url={name}.*{hint}'):
+        download_checkpoint(name, offline=True)
+
+
+PROCESS = '''
+import sys
+from wsld_plugin.checkpoints import read_checkpoint
+print(read_checkpoint(sys.argv[1])['state_dict']['weight'].double().sum())
+'''
 
 
 def test_processes_fetch_once_and_one_is_killed(server: Server,
                                                 tmp_path: Path) -> None:
-    """Also the ranks of a distributed run, which share nothing else."""
+    """As the ranks of a distributed run, which share nothing else."""
+
+    def start() -> subprocess.Popen:
+        return subprocess.Popen(
+            [sys.executable, '-c', PROCESS, server.url + NAME],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=dict(os.environ, PYTHONPATH=str(ROOT)))
+
     server.faults = [{'pause': 0.1}, {'pause': 0.1}]
-    runs = [start(server.url + NAME)]
+    killed = start()
     deadline = time.monotonic() + 120
     while not server.paths and time.monotonic() < deadline:
         time.sleep(0.01)
-    runs += [start(server.url + NAME) for _ in range(2)]
-    runs[0].send_signal(signal.SIGKILL)
-    runs.pop(0).communicate()
+    runs = [start(), start()]
+    killed.kill()
+    killed.communicate()
     for run in runs:
         out, _ = run.communicate(timeout=120)
         assert f'{WEIGHTS["weight"].double().sum().item():.4e}' in out
     # One began, one of the others did it, the last waited.
     assert len(server.paths) == 2
     assert files(tmp_path / 'home' / 'checkpoints') == {NAME: DATA}
-    read_checkpoint(server.url + NAME)

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 from mmengine.config import Config
 
 from wsld_plugin.checkpoints import (
+    CheckpointError,
     CheckpointMismatchError,
     export_student,
     read_checkpoint,
@@ -144,8 +147,6 @@ def test_failed_export_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(CheckpointMismatchError, match='holds no student'):
         export_student(source, f'{tmp_path}/new/')
     assert not (tmp_path / 'new').exists()
-    with pytest.raises(FileNotFoundError, match='nowhere'):
-        export_student(str(tmp_path / 'nowhere.pth'), str(tmp_path / 'r18'))
 
 
 def test_preprocessor_of_the_distiller_goes_with_the_student() -> None:
@@ -171,7 +172,61 @@ def test_config_path_of_the_student_is_resolved() -> None:
     assert student['data_preprocessor']['mean'] == [123.675, 116.28, 103.53]
 
 
-def test_file_without_a_dictionary_is_refused(tmp_path: Path) -> None:
-    torch.save(torch.rand(2), tmp_path / 'x.pth')
-    with pytest.raises(CheckpointMismatchError, match='holds a Tensor'):
-        read_checkpoint(str(tmp_path / 'x.pth'))
+class Trap:
+    """A file that would run something when it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return open, (str(self.path), 'w')
+
+
+def saved(content: object, **options: bool) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer, **options)
+    return buffer.getvalue()
+
+
+WEIGHTS = {'w': torch.zeros(1000)}
+OLD = dict(_use_new_zipfile_serialization=False)
+# What a file holds, and what is said of it.
+UNREADABLE: dict[str, tuple[bytes, str]] = {
+    'cut': (saved(WEIGHTS)[:900], 'is cut off'),
+    'cut, old format': (saved(WEIGHTS, **OLD)[:900], 'cannot be read: unexp'),
+    'beginning': (saved(WEIGHTS, **OLD)[:20], 'cannot be read: EOFError'),
+    'empty': (b'', 'is empty'),
+    'HTML': (b'<!DOCTYPE html><p>', "no checkpoint: it starts with b'<!DOC"),
+    'foreign': (pickle.dumps({'a': 1}), 'cannot be loaded as a checkpoint'),
+    'None': (saved({'state_dict': None}), 'no dictionary of weights'),
+    'tensor': (saved(torch.rand(2)), 'weights, .* but a Tensor'),
+    'other': (saved({'model': WEIGHTS, 'epoch': 3}), 'but model, epoch'),
+}
+
+
+@pytest.mark.parametrize('name', [*UNREADABLE, 'missing', 'trap'])
+def test_what_is_no_checkpoint_is_refused(name: str, tmp_path: Path) -> None:
+    path = tmp_path / 'x.pth'
+    content, message = UNREADABLE.get(name, (b'', 'is missing'))
+    path.write_bytes(content)
+    if name == 'missing':
+        path.unlink()
+    if name == 'trap':
+        if not hasattr(torch.serialization, 'add_safe_globals'):
+            pytest.skip('this torch runs whatever a file holds')
+        message = r'refers to (_?io|builtins)\.open, .* could execute code'
+        torch.save({'w': Trap(tmp_path / 'trap')}, path)
+    with pytest.raises(CheckpointError, match=f'^{path} .*{message}') as e:
+        read_checkpoint(str(path))
+    assert '\n' not in str(e.value)
+    assert isinstance(e.value, OSError) == (name == 'missing')
+    assert not (tmp_path / 'trap').exists()
+
+
+def test_student_is_no_training(tmp_path: Path) -> None:
+    source = save(tmp_path / 'a, b.pth', distiller(), message_hub={})
+    read_checkpoint(source, training=True)
+    path, _ = export_student(source, str(tmp_path / 'r18'))
+    read_checkpoint(str(path))
+    with pytest.raises(CheckpointError, match='holds weights alone, no train'):
+        read_checkpoint(str(path), training=True)

@@ -29,27 +29,36 @@ def test_help_needs_no_package(tool: Path) -> None:
     assert run.stdout.startswith(f'usage: {tool.name} ')
 
 
-@pytest.mark.parametrize('tool', ['train.py', 'test.py'])
-def test_users_modules_are_not_shadowed(tool: str, tmp_path: Path) -> None:
-    names = ['_start', '_environment', *(path.stem for path in PYTHON_TOOLS),
-             'analyze', 'command_line', 'results']
+# What a loader's workers do where they are spawned: look the tool up again.
+SPAWNING = '''
+import multiprocessing
+process = multiprocessing.get_context('spawn').Process(target=int)
+process.start()
+process.join()
+print('spawned', process.exitcode)
+'''
+
+
+@pytest.mark.parametrize('arguments', [('train.py', ), ('test.py', 'x.pth')])
+def test_users_modules_are_not_shadowed(arguments: tuple[str, ...],
+                                        tmp_path: Path) -> None:
+    tool, *rest = arguments
+    names = ['_environment', *(path.stem for path in PYTHON_TOOLS), 'results']
     for name in names:
         (tmp_path / f'{name}.py').write_text('print("loaded", __file__)\n')
-    # The tool's own start is loaded when the config is read.
-    wanted = [name for name in names if name != '_start']
+    (tmp_path / 'spawning.py').write_text(SPAWNING)
     config = tmp_path / 'config.py'
-    config.write_text(f'custom_imports = dict(imports={wanted})\n')
+    config.write_text(
+        f'custom_imports = dict(imports={[*names, "spawning"]})\n')
     run = subprocess.run(
-        [sys.executable, str(TOOLS / tool), str(config), 'x.pth'][:4 if tool ==
-                                                                  'test.py'
-                                                                  else 3],
+        [sys.executable, str(TOOLS / tool), str(config), *rest],
         capture_output=True,
         text=True,
         env=dict(os.environ, PYTHONPATH=f'{tmp_path}:{TOOLS.parent}'))
     assert run.returncode == 2, run.stderr
     assert run.stderr.splitlines()[-1] == f'{tool}: {config} has no model'
-    assert [line for line in run.stdout.splitlines() if 'loaded' in line
-            ] == [f'loaded {tmp_path / name}.py' for name in wanted]
+    assert run.stdout.splitlines()[-len(names) - 1:] == [
+        *(f'loaded {tmp_path / name}.py' for name in names), 'spawned 0']
 
 
 @pytest.mark.parametrize('heard', ['import', 'Epoch(train)'])

@@ -5,6 +5,7 @@ from .download import DownloadError, download_checkpoint
 from .loading import (
     CheckpointError,
     CheckpointMismatchError,
+    MissingCheckpointError,
     load_strictly,
     load_weights,
     load_what_fits,
@@ -28,6 +29,7 @@ __all__ = [
     'DownloadError',
     'ExportedStudent',
     'FrozenTeacher',
+    'MissingCheckpointError',
     'OnnxError',
     'OnnxStudent',
     'UnknownModelError',

@@ -34,7 +34,7 @@ _TIMEOUT = 30.0
 _WAIT = tenacity.wait_random_exponential(max=20)
 
 
-class DownloadError(CheckpointError):
+class DownloadError(CheckpointError, OSError):
     """A checkpoint cannot be had."""
 
 

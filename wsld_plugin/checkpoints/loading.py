@@ -26,6 +26,10 @@ class CheckpointError(ValueError):
     """A checkpoint cannot be used; the message says what to do."""
 
 
+class MissingCheckpointError(CheckpointError, FileNotFoundError):
+    """There is no such file."""
+
+
 class CheckpointMismatchError(CheckpointError):
     """A checkpoint does not hold the weights that were asked for."""
 
@@ -42,7 +46,9 @@ def read_checkpoint(path: str, *, training: bool = False) -> dict[str, Any]:
         dict is put there.
 
     Raises:
-        CheckpointError: In one line, if the file is missing, cut off or no
+        MissingCheckpointError: If there is no such file.
+        DownloadError: If a URL's file cannot be had.
+        CheckpointError: In one line, if the file is cut off or no
             checkpoint, refers to code, holds no weights, or, for a
             training, holds only them.
     """
@@ -51,7 +57,7 @@ def read_checkpoint(path: str, *, training: bool = False) -> dict[str, Any]:
     except CheckpointError:
         raise
     except FileNotFoundError as error:
-        raise CheckpointError(f'{path} is missing') from error
+        raise MissingCheckpointError(f'{path} is missing') from error
     except _UNREADABLE as error:
         said = ' '.join(str(error).split()) or type(error).__name__
         fault = fault_of(Path(path))
@@ -63,14 +69,15 @@ def read_checkpoint(path: str, *, training: bool = False) -> dict[str, Any]:
     found = f'a {type(checkpoint).__name__}'
     if isinstance(checkpoint, dict):
         found = ', '.join(map(str, [*checkpoint][:8])) or 'nothing'
-        checkpoint = (
-            checkpoint if 'state_dict' in checkpoint else dict(
-                state_dict=checkpoint))
+        if 'state_dict' not in checkpoint:
+            checkpoint = dict(state_dict=checkpoint)
         if _is_weights(checkpoint['state_dict']):
             if training and 'message_hub' not in checkpoint:
+                meta = checkpoint.get('meta', {})
                 raise CheckpointError(
                     f'{path} holds weights alone, no training to go on with: '
-                    "name a training's own checkpoint, such as epoch_9.pth")
+                    "name a training's own checkpoint, such as "
+                    f'{meta.get("source", "epoch_9.pth")}')
             return checkpoint
     raise CheckpointError(f'{path} holds no dictionary of weights, itself or '
                           f'as state_dict, but {found}')
@@ -90,8 +97,7 @@ def fault_of(path: Path) -> str | None:
         path: The file, which may be missing.
 
     Returns:
-        The end of a sentence about the file; None if nothing can be seen
-        without reading all of it.
+        The end of a sentence about it; None if nothing is seen at its ends.
     """
     if not path.is_file():
         return 'is missing'
@@ -109,15 +115,7 @@ def fault_of(path: Path) -> str | None:
 
 def strip_prefix(weights: dict[str, Tensor],
                  prefix: str) -> OrderedDict[str, Tensor]:
-    """Weights of the keys that start with a prefix, without it there.
-
-    Args:
-        weights: State dict.
-        prefix: Where the wanted module stands, with its final dot.
-
-    Returns:
-        New state dict that shares the tensors; empty if no key starts so.
-    """
+    """Weights below a prefix, which ends with a dot, named without it."""
     return OrderedDict((key[len(prefix):], value)
                        for key, value in weights.items()
                        if key.startswith(prefix))

@@ -60,9 +60,8 @@ def export_onnx(source: str,
 
     The file maps a batch of any size, ``images`` of shape (N, 3, H, W), to
     ``logits`` of shape (N, C). It is read back, run on pictures of the
-    student's test set and kept only if its logits are the student's.
-    Where that set is not on this machine, pieces of two photographs that
-    come with scikit-learn take its place.
+    student's test set, or where there is none on pieces of photographs that
+    come with scikit-learn, and kept only if its logits are the student's.
 
     Args:
         source: Path or URL of a checkpoint of a distiller or classifier.
@@ -82,8 +81,8 @@ def export_onnx(source: str,
         CheckpointError: If ``source`` holds no student, or one that does not
             fit the config.
         ConfigError: If ``config`` cannot be read.
-        OnnxError: If ONNX or the opset cannot be written here, the config is
-            missing, or the file's logits are not the student's.
+        OnnxError: If the opset cannot be written here, the config is missing,
+            or the file's logits are not the student's.
     """
     _check(opset)
     checkpoint = student_checkpoint(read_checkpoint(source), source)

@@ -48,8 +48,7 @@ def student_weights(weights: dict[str, Tensor],
     Args:
         weights: State dict of a distiller (the student's keys start with
             ``architecture.``, or with ``architecture.model.`` where mmrazor
-            0.x wrote them) or of a classifier alone, which may be one of
-            torchvision's.
+            0.x wrote them) or of a classifier, torchvision's, too.
         source: Where the weights came from, for the error message.
 
     Returns:
@@ -76,12 +75,10 @@ def student_model(model: dict[str, Any]) -> dict[str, Any]:
     """Config of the student in a distiller's ``model`` config.
 
     Args:
-        model: ``model`` field of a config, of a distiller or of a
-            classifier, which is returned as it is.
+        model: Of a distiller or of a classifier, which is returned as it is.
 
     Returns:
-        Config of the student alone, with the preprocessor that it is
-        trained with.
+        The student's, with the preprocessor that it is trained with.
     """
     if 'architecture' not in model:
         return model
@@ -104,14 +101,13 @@ def student_checkpoint(checkpoint: dict[str, Any],
     """The student of a checkpoint, as a checkpoint of its own.
 
     Args:
-        checkpoint: What mmengine wrote or is about to write, of a distiller
-            or of a classifier.
+        checkpoint: Of a distiller or of a classifier, as mmengine writes it.
         source: Path or URL that it came from.
 
     Returns:
-        A copy of the weights under ``state_dict`` and, under ``meta``, the
-        class names, the student's config, the metrics where they are known,
-        and where it came from.
+        A copy of the weights, under ``state_dict`` and, under
+        ``meta``, the class names, the student's config, the metrics where
+        they are known, and where it came from.
 
     Raises:
         CheckpointMismatchError: If there is no student.
@@ -136,13 +132,11 @@ def student_checkpoint(checkpoint: dict[str, Any],
 def export_student(source: str, out: str) -> ExportedStudent:
     """Publish a checkpoint's student as a file of its own.
 
-    The file holds the weights under ``state_dict`` and, under ``meta``, the
-    class names, the student's config and where it came from. It appears
-    under its name complete or not at all.
+    The file holds what :func:`student_checkpoint` returns. It appears under
+    its name complete or not at all.
 
     Args:
-        source: Path or URL of a checkpoint that mmengine wrote, of a
-            distiller or of a classifier.
+        source: Path or URL of a checkpoint of a distiller or classifier.
         out: An existing folder, or a folder and the beginning of a file name
             (``students/r18``); in a folder, and after a final slash, the
             name is the experiment's.
@@ -151,11 +145,9 @@ def export_student(source: str, out: str) -> ExportedStudent:
         The file ``{name}_{date}-{first 8 digits of its SHA-256}.pth``.
 
     Raises:
-        FileNotFoundError: If ``source`` is missing.
-        CheckpointMismatchError: If ``source`` holds no student.
+        CheckpointError: If ``source`` cannot be read or holds no student.
     """
-    checkpoint = read_checkpoint(source)
-    published = student_checkpoint(checkpoint, source)
+    published = student_checkpoint(read_checkpoint(source), source)
     buffer = io.BytesIO()
     torch.save(published, buffer)
     data = buffer.getvalue()
@@ -218,7 +210,8 @@ def _student_config(text: str) -> str:
     """
     try:
         cfg = {
-            node.targets[0].id: _value(node.value)  # type: ignore
+            node.targets[0].id:  # type: ignore[attr-defined]
+            ast.literal_eval(_Literal().visit(node.value))
             for node in ast.parse(text).body if isinstance(node, ast.Assign)
         }
     except (SyntaxError, ValueError):
@@ -229,20 +222,13 @@ def _student_config(text: str) -> str:
     return Config(dict(student, model=student_model(cfg['model']))).pretty_text
 
 
-def _value(node: ast.expr) -> Any:
-    """Evaluate literals and ``dict(key=literal)``, nested in each other."""
-    if isinstance(node, ast.Call):
-        if (not isinstance(node.func, ast.Name) or node.func.id != 'dict'
-                or node.args):
+class _Literal(ast.NodeTransformer):
+    """Turns ``dict(key=literal)`` into ``{'key': literal}``."""
+
+    def visit_Call(self, node: ast.Call) -> ast.Dict:
+        """Translate a call, and those inside it."""
+        if getattr(node.func, 'id', None) != 'dict' or node.args:
             raise ValueError(f'not a literal: {ast.dump(node.func)}')
-        return {str(word.arg): _value(word.value) for word in node.keywords}
-    if isinstance(node, ast.Dict):
-        return {
-            ast.literal_eval(key) if key else None: _value(value)
-            for key, value in zip(node.keys, node.values)
-        }
-    if isinstance(node, ast.List):
-        return [_value(item) for item in node.elts]
-    if isinstance(node, ast.Tuple):
-        return tuple(_value(item) for item in node.elts)
-    return ast.literal_eval(node)
+        self.generic_visit(node)
+        return ast.Dict([ast.Constant(word.arg) for word in node.keywords],
+                        [word.value for word in node.keywords])
