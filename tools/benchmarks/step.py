@@ -244,7 +244,7 @@ def measure(args: argparse.Namespace, folder: str) -> list[dict[str, Any]]:
         for name in VARIANTS if name in ('stock', *args.variants)
     }
     save_weights(configs['stock'], folder)
-    cached = [cfg for cfg in configs.values() if 'cache' in str(cfg.model)]
+    cached = [cfg for cfg in configs.values() if 'CachedTeacher' in str(cfg)]
     if cached:
         build_cache(cached[0], folder)
     processes = {name: Process(name, configs[name], device)
