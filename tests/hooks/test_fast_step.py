@@ -343,8 +343,6 @@ class FlatBackbone(nn.Module):
 
 def test_view_is_told_the_switch(config: Config) -> None:
     config.model.architecture.backbone = dict(
-        _delete_=True, type='FlatBackbone', _scope_='mmengine')
-    config.model.architecture.backbone = dict(
         type='FlatBackbone', _scope_='mmengine')
     config.model.architecture.head.in_channels = 16
     with pytest.raises(RuntimeError, match='channels_last=False') as error:

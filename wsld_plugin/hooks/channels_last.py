@@ -10,11 +10,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map
 
-# What DDP knows of steps that it has made, as before the first of them.
+# What DDP remembers of its first step, as before that.
 _UNUSED = dict(
-    _has_rebuilt_buckets=False,
-    _static_graph_delay_allreduce_enqueued=False,
-    num_iterations=0)
+    _static_graph_delay_allreduce_enqueued=False, num_iterations=0)
 
 
 def use_channels_last(model: nn.Module,
@@ -22,10 +20,10 @@ def use_channels_last(model: nn.Module,
                       undo: ExitStack) -> str:
     """Lay the weights of 2-dimensional convolutions out channels last.
 
-    What the optimizers keep for a weight is laid out as it is, for fused ones
-    walk through memory without a look at strides. DDP gets its reduction
-    anew, which would else copy gradients in the order that it met first:
-    wrong in every step with ``find_unused_parameters``, without in the first.
+    So is what optimizers keep for them, for fused ones take no note of
+    strides. DDP gets its reduction anew, which would else copy gradients in
+    the order that it met first: wrong in every step with
+    ``find_unused_parameters``, without in the first.
 
     Args:
         model: Model, or DDP around it; changed in place.

@@ -125,14 +125,13 @@ class FastStepHook(Hook):
 
     def _speed_up(self, distiller: Any, cfg: Any) -> str:
         """Speed a frozen teacher up, and say what comes of its loss."""
-        inner = distiller.distiller
-        recorders = getattr(inner, 'teacher_recorders', None)
         if cfg.get('compile'):
             return 'teacher left alone: cfg.compile compiles it'
-        if recorders is None or inner.deliveries.deliveries or {
-                type(one).__name__
-                for one in recorders.recorders.values()
-        } - _MODULE_RECORDERS:
+        inner = getattr(distiller, 'distiller', None)
+        recorders = getattr(inner, 'teacher_recorders', None)
+        if inner is None or recorders is None or inner.deliveries.deliveries \
+                or {type(one).__name__ for one in recorders.recorders.values()
+                    } - _MODULE_RECORDERS:
             return 'teacher left alone: not only its modules are recorded'
         backbone: Any = getattr(distiller.teacher, 'backbone', None)
         if isinstance(backbone, nn.Module) and [*backbone.parameters()]:

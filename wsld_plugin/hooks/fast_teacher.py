@@ -16,11 +16,9 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_flatten, tree_map
 
-# What a network's code may raise when torch.fx calls it on proxies, or when
-# it is run in a form that its author did not think of.
+# What a network's code may raise in a form that its author did not think of.
 _CODE_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError,
                 NameError, RuntimeError, TypeError, ValueError)
 _OF_A_DEVICE = re.compile('(CUDA|cuDNN|HIP|MIOpen).*error|CUBLAS|device-side|'
@@ -34,13 +32,13 @@ class FastBackbone:
     """The forward pass of a frozen teacher's backbone, made faster.
 
     A copy runs in training and without gradients, else the original. It is
-    made in the first step, when all modules are in the mode that they train
-    in, and used if it gives the original's outputs for that batch and an
-    altered one. A teacher that draws random numbers or changes as it runs is
-    not copied. Weights and modes that change later, but for weights written
-    in place through ``.data``, are noticed before the next step: the original
-    runs until they rest. Outputs in float16 are looked at in each step, for
-    which the GPU is waited for; once they are not finite the original runs.
+    made in the first step and used if it gives the original's outputs for
+    that batch and an altered one. A teacher that draws random numbers or
+    changes as it runs is not copied. Weights and modes that change later, but
+    for weights written in place through ``.data``, are noticed before the
+    next step: the original runs until they rest. Outputs in float16 are
+    looked at in each step, which waits for the GPU; once they are not finite
+    the original runs.
     """
 
     def __init__(self, distiller: Any, dtype: torch.dtype | None,
@@ -77,7 +75,7 @@ class FastBackbone:
         outputs = self._run(*args, **kwargs)
         if (self._dtype is torch.float16 and self._run is not self._original
                 and not math.isfinite(_apart(outputs, outputs))):
-            _say(['not in float16: outputs are not finite'], self._dtype)
+            _say('the teacher in float16 is not finite: not used', True)
             self._run = self._original
             return self._original(*args, **kwargs)
         return outputs
@@ -85,35 +83,39 @@ class FastBackbone:
     def _prepare(self, batch: Any) -> Forward | None:
         """The copy, if there is one, tried without a trace."""
         device = next(self._backbone.parameters()).device
-        devices = [device] if device.type == 'cuda' else []
         said: list[str] = []
         run = None
         with ExitStack() as after:
             after.callback(random.setstate, random.getstate())
             after.callback(np.random.set_state, np.random.get_state())
-            after.enter_context(torch.random.fork_rng(devices))
+            after.enter_context(
+                torch.random.fork_rng([device] * (device.type == 'cuda')))
             after.enter_context(torch.autocast(device.type, enabled=False))
             try:
                 run = self._copied(batch, said)
             except _CODE_ERRORS as error:
                 said.append(f'not copied: {_reason(error)}')
-        _say(said, self._dtype)
+        lost = self._dtype is not None and not said[-1].startswith('in ')
+        _say(
+            f'teacher {"; ".join(said)}'
+            f'{". teacher_dtype is without effect" if lost else ""}', lost)
         return run
 
     def _copied(self, batch: Any, said: list[str]) -> Forward | None:
         """The copy, with what was asked for as far as that holds."""
         plain = _copy(self._backbone)
         weight, dtype = next(plain.parameters()), self._dtype
-        # A GPU's TF32 rounds folded weights otherwise. To fold wrongly shows
-        # in tenths.
+        # A GPU's TF32 rounds folded weights otherwise.
         rounding = 1e-3 if weight.device.type == 'cpu' else 3e-2
-        batches = [batch, _map(_altered, batch)]
+        batches = [
+            batch,
+            _map(lambda one: one.flip(tuple(range(one.dim()))), batch)
+        ]
         before = _state(plain)[0], _drawn()
         expected, again = (_outputs(plain, batches) for _ in range(2))
         if (before != (_state(plain)[0], _drawn())
                 or not _apart(again, expected) <= rounding):
-            raise ValueError('its outputs are random or not finite, or it '
-                             'changes as it runs')
+            raise ValueError('it is random, not finite or changing')
 
         def attempt(how: str, allowed: float, make: Callable[..., Forward],
                     *args: Any) -> Any:
@@ -135,15 +137,6 @@ class FastBackbone:
                        dtype, weight.dtype) or network
 
 
-def _say(said: list[str], dtype: torch.dtype | None) -> None:
-    """Log it, loudly if the copy is not in the precision asked for."""
-    lost = dtype is not None and not said[-1].startswith('in ')
-    print_log(
-        f'FastStepHook: teacher {"; ".join(said)}'
-        f'{". teacher_dtype is without effect" if lost else ""}.', 'current',
-        logging.WARNING if lost else logging.INFO)
-
-
 def _state(network: nn.Module) -> tuple[list[Any], list[Tensor]]:
     """What differs if a weight, buffer or mode does, and the former two."""
     tensors = [*network.parameters(), *network.buffers()]
@@ -153,9 +146,8 @@ def _state(network: nn.Module) -> tuple[list[Any], list[Tensor]]:
 
 def _drawn() -> list[Any]:
     """What differs if torch drew random numbers meanwhile."""
-    cuda = torch.cuda.is_initialized()
-    return [torch.get_rng_state().tolist(),
-            torch.cuda.get_rng_state().tolist() if cuda else None]
+    sources = (torch.default_generator, *torch.cuda.default_generators)
+    return [one.get_state().tolist() for one in sources]
 
 
 def _copy(backbone: nn.Module) -> nn.Module:
@@ -178,12 +170,12 @@ def _folded(plain: nn.Module) -> nn.Module:
         if type(part) is nn.SyncBatchNorm:
             # The same in evaluation, and known to torch.fx.
             part.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
-        elif isinstance(part, (_ConvNd, nn.Linear)):
-            # torch asks for it, and to them it means nothing.
-            part.eval()
         elif isinstance(part, nn.ReLU):
             # mmrazor switches it off. Where it may not be, outputs differ.
             part.inplace = True
+        elif isinstance(part, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)):
+            # torch asks for it, and to them it means nothing.
+            part.eval()
     folded = fuse(network)
     if len([*folded.buffers()]) == len([*network.buffers()]):
         raise ValueError('no BatchNorm follows a convolution of its own')
@@ -214,10 +206,6 @@ def _map(change: Callable[[Tensor], Tensor], value: Any) -> Any:
         lambda one: change(one) if isinstance(one, Tensor) else one, value)
 
 
-def _altered(one: Tensor) -> Tensor:
-    return one.flip(0) / 2 if one.is_floating_point() else one.flip(0)
-
-
 def _outputs(run: Forward, batches: list[Any]) -> list[Any]:
     """What comes of batches, and what is left of each of them."""
     copies = [_map(torch.clone, batch) for batch in batches]
@@ -239,9 +227,9 @@ def _apart(ours: Any, theirs: Any) -> float:
         elif one.shape != other.shape:
             apart.append(math.inf)
         elif other.numel():
-            wide = other.double()
-            spread = wide.std(unbiased=False).clamp_min(1e-30)
-            apart.append(float((one.double() - wide).abs().max() / spread))
+            spread = other.double().std(unbiased=False).clamp_min(1e-30)
+            apart.append(
+                float((one.double() - other).abs().max() / spread))
     # `max` could lose it.
     return math.nan if any(map(math.isnan, apart)) else max(apart)
 
@@ -253,3 +241,8 @@ def _reason(error: Exception) -> str:
             or _OF_A_DEVICE.search(str(error))):
         raise error
     return (str(error).strip() or repr(error)).splitlines()[0]
+
+
+def _say(message: str, loudly: bool) -> None:
+    print_log(f'FastStepHook: {message}.', 'current',
+              logging.WARNING if loudly else logging.INFO)

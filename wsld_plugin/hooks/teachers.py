@@ -10,9 +10,8 @@ from torch import nn
 def distillers(model: Any) -> dict[str, Any]:
     """Modules that hold a teacher, wrapped or nested.
 
-    A distiller is recognised by what mmrazor's ``SingleTeacherDistill`` and
-    its subclasses have: a module ``teacher`` and a flag
-    ``teacher_trainable``.
+    They are known by a module ``teacher`` and a flag ``teacher_trainable``,
+    as mmrazor's ``SingleTeacherDistill`` has them.
 
     Args:
         model: The runner's module, wrapped for distributed training or not.
