@@ -444,8 +444,9 @@ def test_folded_in_the_order_of_calls(synced: bool) -> None:
     lambda net, x: x * random.random(), lambda net, x: x * np.random.rand(),
     lambda net, x: x + torch.empty(1).bernoulli_(1e-9)
 ])
-def test_random_teachers_are_not_copied(extra: Any) -> None:
-    teacher = Teacher(extra)
+@pytest.mark.parametrize('dtype', [None, torch.bfloat16])
+def test_random_teachers_are_not_copied(extra: Any, dtype: Any) -> None:
+    teacher = Teacher(extra, dtype)
     drawn = []
     for forward in (teacher.backbone, teacher.fast._original):
         random.seed(1), np.random.seed(1), torch.manual_seed(1)
@@ -497,8 +498,12 @@ def test_what_overflows_is_not_used(later: bool) -> None:
 
 
 def swap(net: Any) -> None:
-    for _ in range(2):
+    """Other memory, unless what was freed is given out again."""
+    first = net.conv.weight.data_ptr()
+    for _ in range(100):
         net.conv.weight.data = net.conv.weight.data + 1
+        if net.conv.weight.data_ptr() == first:
+            break
 
 
 @pytest.mark.parametrize('change', [
