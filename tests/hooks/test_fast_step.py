@@ -184,7 +184,7 @@ def test_half_precision(config: Config, amp: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize('recorder, said', [
     (dict(type='ModuleOutputs', source='backbone.layer4'),
-     'hook looks into its backbone. teacher_dtype is without effect'),
+     'not copied: a recorder or hook looks into its backbone'),
     (dict(type='ModuleInputs', source='head.loss_module'),
      'loss computed: a recorder reads it'),
     (dict(type='MethodOutputs',

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils._pytree import tree_map
 
 # What DDP remembers of its first step, as before that.
 _UNUSED = dict(
@@ -24,11 +23,6 @@ def use_channels_last(model: nn.Module,
     strides. DDP gets its reduction anew, which would else copy gradients in
     the order that it met first: wrong in every step with
     ``find_unused_parameters``, without in the first.
-
-    Args:
-        model: Model, or DDP around it; changed in place.
-        optimizers: All that update it.
-        undo: Gets what lays everything out as before.
 
     Returns:
         What was done, or why nothing was.
@@ -70,10 +64,3 @@ def _lay_out(model: nn.Module, weights: list[nn.Parameter],
             key: _UNUSED.get(key, value)
             for key, value in model.__getstate__().items()
         })
-
-
-def contiguous(state: Any) -> Any:
-    """The tensors of a nested state as they lie without this module."""
-    return tree_map(
-        lambda one: one.contiguous() if isinstance(one, Tensor) else one,
-        state)

@@ -10,14 +10,14 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop, Runner
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_map
 
-from .channels_last import contiguous, use_channels_last
+from .channels_last import use_channels_last
 from .fast_teacher import FastBackbone
 from .teachers import distillers
 
-_DTYPES = {'bfloat16': torch.bfloat16, 'float16': torch.float16}
 # All other recorders replace functions, which networks may use anywhere.
 _MODULE_RECORDERS = {
     'ModuleInputsRecorder', 'ModuleOutputsRecorder', 'ParameterRecorder'
@@ -35,10 +35,9 @@ class FastStepHook(Hook):
     """Faster training steps for mmrazor's unchanged distillers.
 
     Convolutions are laid out channels last. A frozen teacher runs on a copy
-    of its backbone, in which BatchNorm is folded into the convolutions; it
-    must be in evaluation mode (``teacher_norm_eval=True``) and not random
-    (``FrozenTeacherHook``). No loss and no metrics are computed for it where
-    nothing reads them. All that keeps the numbers but for rounding. What does
+    of its backbone with BatchNorm folded into the convolutions, if that is in
+    evaluation mode (``teacher_norm_eval=True``) and nothing in it is random
+    (``FrozenTeacherHook``), and computes no loss that nobody reads. What does
     not apply is left out, and the log says why. Checkpoints, resuming and
     validation are as without this hook; after the training, or if it fails,
     the model and the optimizer are as before.
@@ -46,10 +45,9 @@ class FastStepHook(Hook):
     Args:
         channels_last: Code that calls ``view`` on feature maps, as some
             feature losses and mmpretrain's VGG and AlexNet do, needs False.
-        teacher_dtype: Precision of a frozen teacher's backbone, 'bfloat16'
-            or 'float16' (GPU); its head and the loss get float32. It changes
-            the outputs by as much as the log says. All else is in that of
-            ``AmpOptimWrapper``.
+        teacher_dtype: Mixed precision of a frozen teacher's backbone,
+            'bfloat16' or 'float16' (GPU). It changes the outputs by as much
+            as the log says. ``AmpOptimWrapper`` sets that of all else.
 
     Raises:
         ValueError: If ``teacher_dtype`` is another.
@@ -62,15 +60,15 @@ class FastStepHook(Hook):
     def __init__(self,
                  channels_last: bool = True,
                  teacher_dtype: str | None = None) -> None:
-        if teacher_dtype is not None and teacher_dtype not in _DTYPES:
+        if teacher_dtype not in (None, 'bfloat16', 'float16'):
             raise ValueError(f'teacher_dtype is {teacher_dtype!r}, expected '
-                             f'None or one of {[*_DTYPES]}')
+                             "None, 'bfloat16' or 'float16'")
         self.channels_last = channels_last
-        self.teacher_dtype = _DTYPES.get(teacher_dtype or '')
+        self.teacher_dtype = getattr(torch, teacher_dtype or '', None)
         self._undo = ExitStack()
 
     def before_run(self, runner: Runner) -> None:
-        """Take everything back even if the training fails."""
+        """Take everything back when the training ends or fails."""
         loop = getattr(runner, '_train_loop', None)
         if not isinstance(loop, BaseLoop):
             return
@@ -94,7 +92,6 @@ class FastStepHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Lay out the model and speed up its frozen teachers."""
-        self._undo.close()
         model, wrapper = runner.model, runner.optim_wrapper
         said = []
         if is_model_wrapper(model) and not isinstance(model,
@@ -112,16 +109,14 @@ class FastStepHook(Hook):
                     said.append(self._speed_up(distiller, runner.cfg))
         runner.logger.info('FastStepHook: %s.', '; '.join(said))
 
-    def after_train(self, runner: Runner) -> None:
-        """Take everything back."""
-        self._undo.close()
-
     def before_save_checkpoint(self, runner: Runner,
                                checkpoint: dict[str, Any]) -> None:
         """Let the file be as without this hook."""
         for name in ('state_dict', 'ema_state_dict', 'optimizer'):
             part = checkpoint.get(name, {})
-            part.update(contiguous(dict(part)))
+            part.update(tree_map(
+                lambda one: one.contiguous()
+                if isinstance(one, Tensor) else one, dict(part)))
 
     def _speed_up(self, distiller: Any, cfg: Any) -> str:
         """Speed a frozen teacher up, and say what comes of its loss."""
@@ -143,11 +138,10 @@ def _skip_loss(distiller: Any, recorders: dict[str, Any],
                undo: ExitStack) -> str:
     """Let a teacher compute no loss and no metrics, or say why it does."""
     kind, head = type(distiller.teacher), getattr(distiller.teacher, 'head', 0)
-    if [
-            f'{method.__module__}.{method.__qualname__}' for method in (
-                getattr(kind, 'loss', kind), getattr(type(head), 'loss', kind),
-                getattr(type(head), '_get_loss', kind))
-    ] != _PLAIN_LOSSES:
+    methods = (getattr(kind, 'loss', kind), getattr(type(head), 'loss', kind),
+               getattr(type(head), '_get_loss', kind))
+    if [f'{one.__module__}.{one.__qualname__}'
+            for one in methods] != _PLAIN_LOSSES:
         return ("teacher's loss computed: it is not that of a plain "
                 'mmpretrain classifier')
     if any(f'{one.source}.'.startswith('head.loss_module.')

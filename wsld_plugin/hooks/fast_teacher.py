@@ -50,12 +50,12 @@ class FastBackbone:
         self._state: Any = None
         self._rested = 0
 
-        # A function, which deepcopy leaves alone.
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            return self(*args, **kwargs)
-
         undo.enter_context(
-            mock.patch.object(self._backbone, 'forward', forward))
+            mock.patch.object(
+                self._backbone,
+                'forward',
+                # A function, which deepcopy leaves alone.
+                lambda *args, **kwargs: self(*args, **kwargs)))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the copy, or the original where the copy would not do."""
@@ -75,7 +75,8 @@ class FastBackbone:
         outputs = self._run(*args, **kwargs)
         if (self._dtype is torch.float16 and self._run is not self._original
                 and not math.isfinite(_apart(outputs, outputs))):
-            _say('the teacher in float16 is not finite: not used', True)
+            print_log('FastStepHook: teacher not in float16: not finite.',
+                      'current', logging.WARNING)
             self._run = self._original
             return self._original(*args, **kwargs)
         return outputs
@@ -96,25 +97,29 @@ class FastBackbone:
             except _CODE_ERRORS as error:
                 said.append(f'not copied: {_reason(error)}')
         lost = self._dtype is not None and not said[-1].startswith('in ')
-        _say(
-            f'teacher {"; ".join(said)}'
-            f'{". teacher_dtype is without effect" if lost else ""}', lost)
+        print_log(f'FastStepHook: teacher {"; ".join(said)}.', 'current',
+                  logging.WARNING if lost else logging.INFO)
         return run
 
     def _copied(self, batch: Any, said: list[str]) -> Forward | None:
         """The copy, with what was asked for as far as that holds."""
         plain = _copy(self._backbone)
-        weight, dtype = next(plain.parameters()), self._dtype
+        device, dtype = next(plain.parameters()).device, self._dtype
         # A GPU's TF32 rounds folded weights otherwise.
-        rounding = 1e-3 if weight.device.type == 'cpu' else 3e-2
+        rounding = 1e-3 if device.type == 'cpu' else 3e-2
         batches = [
             batch,
             _map(lambda one: one.flip(tuple(range(one.dim()))), batch)
         ]
-        before = _state(plain)[0], _drawn()
+        sources = (torch.default_generator, *torch.cuda.default_generators)
+
+        def now() -> Any:
+            return _state(plain)[0], [one.get_state().tolist()
+                                      for one in sources]
+
+        before = now()
         expected, again = (_outputs(plain, batches) for _ in range(2))
-        if (before != (_state(plain)[0], _drawn())
-                or not _apart(again, expected) <= rounding):
+        if before != now() or not _apart(again, expected) <= rounding:
             raise ValueError('it is random, not finite or changing')
 
         def attempt(how: str, allowed: float, make: Callable[..., Forward],
@@ -133,8 +138,8 @@ class FastBackbone:
         network = attempt('folded', rounding, _folded, plain)
         if dtype is None:
             return network
-        return attempt(f'in {str(dtype)[6:]}', 1, _in_dtype, network or plain,
-                       dtype, weight.dtype) or network
+        return attempt(f'in {str(dtype)[6:]}', 1, _lowered, network or plain,
+                       dtype) or network
 
 
 def _state(network: nn.Module) -> tuple[list[Any], list[Tensor]]:
@@ -142,12 +147,6 @@ def _state(network: nn.Module) -> tuple[list[Any], list[Tensor]]:
     tensors = [*network.parameters(), *network.buffers()]
     seen: list[Any] = [(one.data_ptr(), one._version) for one in tensors]
     return [*seen, *(part.training for part in network.modules())], tensors
-
-
-def _drawn() -> list[Any]:
-    """What differs if torch drew random numbers meanwhile."""
-    sources = (torch.default_generator, *torch.cuda.default_generators)
-    return [one.get_state().tolist() for one in sources]
 
 
 def _copy(backbone: nn.Module) -> nn.Module:
@@ -182,20 +181,16 @@ def _folded(plain: nn.Module) -> nn.Module:
     return folded
 
 
-def _in_dtype(network: nn.Module, dtype: torch.dtype,
-              outside: torch.dtype) -> Forward:
-    """A copy in one precision, whatever is around, that returns another."""
-    device = next(network.parameters()).device.type
-    lowered = copy.deepcopy(network).to(dtype)
-
-    def cast(value: Any, to: torch.dtype) -> Any:
-        return _map(
-            lambda one: one.to(to) if one.is_floating_point() else one, value)
+def _lowered(network: nn.Module, dtype: torch.dtype) -> Forward:
+    """A network in mixed precision, with outputs as before."""
+    weight = next(network.parameters())
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        with torch.autocast(device, enabled=False):
-            outputs = lowered(*cast(args, dtype), **cast(kwargs, dtype))
-        return cast(outputs, outside)
+        with torch.autocast(weight.device.type, dtype=dtype):
+            outputs = network(*args, **kwargs)
+        return _map(
+            lambda one: one.to(weight.dtype)
+            if one.is_floating_point() else one, outputs)
 
     return forward
 
@@ -241,8 +236,3 @@ def _reason(error: Exception) -> str:
             or _OF_A_DEVICE.search(str(error))):
         raise error
     return (str(error).strip() or repr(error)).splitlines()[0]
-
-
-def _say(message: str, loudly: bool) -> None:
-    print_log(f'FastStepHook: {message}.', 'current',
-              logging.WARNING if loudly else logging.INFO)
