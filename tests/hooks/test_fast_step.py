@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_map
 from wsld_plugin import compat
 from wsld_plugin.checkpoints import read_checkpoint
 from wsld_plugin.hooks import FastStepHook
-from wsld_plugin.hooks.channels_last import use_channels_last
+from wsld_plugin.hooks.fast_step import _use_channels_last
 from wsld_plugin.hooks.fast_teacher import _REST, FastBackbone, _apart
 
 FAST = dict(type='FastStepHook')
@@ -215,7 +215,7 @@ class CountingHead(LinearClsHead):
 def test_another_loss_is_still_computed(config: Config) -> None:
     config.model.teacher.head.type = CountingHead
     fast = Run(config, FAST).train()
-    assert "teacher's loss computed: it is not that of a plain" in fast.said
+    assert "loss computed: it is not mmpretrain's classifier" in fast.said
     assert fast.runner.model.teacher.head.computed == 3
 
 
@@ -324,7 +324,7 @@ def test_what_is_laid_out() -> None:
     sum(one.square().sum() for one in network.parameters()).backward()
     optimizer.step()
     undo, weight = ExitStack(), network[1].weight
-    use_channels_last(network, [optimizer], undo)
+    _use_channels_last(network, [optimizer], undo)
     assert [one.weight.is_contiguous()
             for one in network] == [True, False, True, True, True]
     assert network[4].weight.data_ptr() == network[3].weight.data_ptr()

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_flatten, tree_map
 
 # What a network's code may raise in a form that its author did not think of.
@@ -33,12 +32,11 @@ class FastBackbone:
 
     A copy runs in training and without gradients, else the original. It is
     made in the first step and used if it gives the original's outputs for
-    that batch and an altered one. A teacher that draws random numbers or
-    changes as it runs is not copied. Weights and modes that change later, but
-    for weights written in place through ``.data``, are noticed before the
-    next step: the original runs until they rest. Outputs in float16 are
-    looked at in each step, which waits for the GPU; once they are not finite
-    the original runs.
+    that batch and an altered one, which are not random. Weights and modes
+    that change later, but for weights written in place through ``.data``, are
+    noticed: the original runs until they rest. Outputs in float16 are looked
+    at in each step, which waits for the GPU; the original runs once they are
+    not finite.
     """
 
     def __init__(self, distiller: Any, dtype: torch.dtype | None,
@@ -49,13 +47,10 @@ class FastBackbone:
         self._run = self._original
         self._state: Any = None
         self._rested = 0
-
+        # By a function, which deepcopy leaves alone.
         undo.enter_context(
-            mock.patch.object(
-                self._backbone,
-                'forward',
-                # A function, which deepcopy leaves alone.
-                lambda *args, **kwargs: self(*args, **kwargs)))
+            mock.patch.object(self._backbone, 'forward',
+                              lambda *args, **kwargs: self(*args, **kwargs)))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the copy, or the original where the copy would not do."""
@@ -107,15 +102,12 @@ class FastBackbone:
         device, dtype = next(plain.parameters()).device, self._dtype
         # A GPU's TF32 rounds folded weights otherwise.
         rounding = 1e-3 if device.type == 'cpu' else 3e-2
-        batches = [
-            batch,
-            _map(lambda one: one.flip(tuple(range(one.dim()))), batch)
-        ]
+        batches = [batch, map_tensors(lambda one: one.flip(-1), batch)]
         sources = (torch.default_generator, *torch.cuda.default_generators)
 
-        def now() -> Any:
-            return _state(plain)[0], [one.get_state().tolist()
-                                      for one in sources]
+        def now() -> list[Any]:
+            return [_state(plain)[0],
+                    *(one.get_state().tolist() for one in sources)]
 
         before = now()
         expected, again = (_outputs(plain, batches) for _ in range(2))
@@ -127,12 +119,11 @@ class FastBackbone:
             try:
                 run = make(*args)
                 apart = _apart(_outputs(run, batches), expected)
+                why = f'outputs off by up to {apart:.1e} of their spread'
             except _CODE_ERRORS as error:
-                said.append(f'not {how}: {_reason(error)}')
-                return None
+                apart, why = math.nan, _reason(error)
             good = apart <= allowed
-            said.append(f'{"" if good else "not "}{how}: outputs off by up to '
-                        f'{apart:.1e} of their spread')
+            said.append(f'{"" if good else "not "}{how}: {why}')
             return run if good else None
 
         network = attempt('folded', rounding, _folded, plain)
@@ -154,7 +145,7 @@ def _copy(backbone: nn.Module) -> nn.Module:
     for part in backbone.modules():
         if part._forward_hooks or part._forward_pre_hooks:
             raise ValueError('a recorder or hook looks into its backbone')
-        if isinstance(part, _BatchNorm) and part.training:
+        if part.training and isinstance(part, nn.modules.batchnorm._BatchNorm):
             raise ValueError('its BatchNorm is in training mode')
     network = copy.deepcopy(backbone)
     network.__dict__.pop('forward')
@@ -188,14 +179,13 @@ def _lowered(network: nn.Module, dtype: torch.dtype) -> Forward:
     def forward(*args: Any, **kwargs: Any) -> Any:
         with torch.autocast(weight.device.type, dtype=dtype):
             outputs = network(*args, **kwargs)
-        return _map(
-            lambda one: one.to(weight.dtype)
-            if one.is_floating_point() else one, outputs)
+        return map_tensors(lambda one: one.to(weight.dtype)
+                    if one.is_floating_point() else one, outputs)
 
     return forward
 
 
-def _map(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+def map_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:
     """Apply a function to the tensors of a nested value."""
     return tree_map(
         lambda one: change(one) if isinstance(one, Tensor) else one, value)
@@ -203,17 +193,14 @@ def _map(change: Callable[[Tensor], Tensor], value: Any) -> Any:
 
 def _outputs(run: Forward, batches: list[Any]) -> list[Any]:
     """What comes of batches, and what is left of each of them."""
-    copies = [_map(torch.clone, batch) for batch in batches]
+    copies = [map_tensors(torch.clone, batch) for batch in batches]
     # A call of what torch.fx made would print errors.
     run = getattr(run, 'forward', run)
     return [(run(*args, **kwargs), args, kwargs) for args, kwargs in copies]
 
 
 def _apart(ours: Any, theirs: Any) -> float:
-    """Largest difference of nested outputs over their standard deviation.
-
-    Infinite where they are not alike, NaN where theirs are not finite.
-    """
+    """Largest difference over standard deviation; NaN if not finite."""
     (mine, kind), (others, other_kind) = map(tree_flatten, (ours, theirs))
     apart = [0. if kind == other_kind else math.inf]
     for one, other in zip(mine, others):
@@ -223,16 +210,15 @@ def _apart(ours: Any, theirs: Any) -> float:
             apart.append(math.inf)
         elif other.numel():
             spread = other.double().std(unbiased=False).clamp_min(1e-30)
-            apart.append(
-                float((one.double() - other).abs().max() / spread))
+            apart.append(float((one.double() - other).abs().max() / spread))
     # `max` could lose it.
     return math.nan if any(map(math.isnan, apart)) else max(apart)
 
 
 def _reason(error: Exception) -> str:
     """First line of an error of a network's code; a device's is raised."""
-    if isinstance(error, RuntimeError) and (
-            type(error) not in (RuntimeError, NotImplementedError)
-            or _OF_A_DEVICE.search(str(error))):
+    own = not isinstance(error, RuntimeError) or type(error) in (
+        RuntimeError, NotImplementedError)
+    if not own or _OF_A_DEVICE.search(str(error)):
         raise error
     return (str(error).strip() or repr(error)).splitlines()[0]

@@ -8,10 +8,7 @@ from torch import nn
 
 
 def distillers(model: Any) -> dict[str, Any]:
-    """Modules that hold a teacher, wrapped or nested.
-
-    They are known by a module ``teacher`` and a flag ``teacher_trainable``,
-    as mmrazor's ``SingleTeacherDistill`` has them.
+    """Modules with a ``teacher`` and ``teacher_trainable``, as in mmrazor.
 
     Args:
         model: The runner's module, wrapped for distributed training or not.
