@@ -41,7 +41,8 @@ CASES: dict[str, dict[str, Any]] = {
         wrapper=dict(static_graph=True, gradient_as_bucket_view=True),
         unused=True),
     'accumulation': dict(accumulate=2),
-    'EMA': dict(hooks=[dict(type='EMAHook', momentum=0.1)]),
+    'EMA': dict(hooks=[dict(type='EMAHook', momentum=0.1),
+                       dict(type='SyncBuffersHook')]),
     'frozen stage': dict(frozen=1),
     'fused SGD': dict(optimizer=dict(fused=True)),
 }
@@ -199,9 +200,12 @@ def train(cfg: Config) -> Steps:
 
     wrapper.step = recorded
     runner.train()
+    averages = [hook.ema_model for hook in runner.hooks
+                if hasattr(hook, 'ema_model')]
     steps.append({
-        name: value.clone()
-        for name, value in module.state_dict().items()
+        f'{number}.{name}'[2 if number == 0 else 0:]: value.clone()
+        for number, one in enumerate([module, *averages])
+        for name, value in one.state_dict().items()
         if value.is_floating_point()
     })
     return steps

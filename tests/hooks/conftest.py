@@ -13,16 +13,22 @@ CONFIG = Path(__file__).parents[1] / 'tools' / 'tiny_distillation.py'
 
 
 @pytest.fixture
-def tiny_config(tmp_path: Path) -> Config:
+def tiny_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     """One epoch of three steps of the digits distillation."""
+    # Laying out the config's text takes longer than the training.
+    monkeypatch.setattr(
+        Config, 'pretty_text',
+        property(lambda cfg: ''.join(
+            f'{key} = {value!r}\n' for key, value in cfg.to_dict().items())))
     cfg = Config.fromfile(CONFIG)
     # mmengine shares state between runs of one name.
     cfg.experiment_name = f'{tmp_path.parent.name}_{tmp_path.name}'
     cfg.work_dir = str(tmp_path)
     cfg.log_level = 'WARNING'
     cfg.train_dataloader.update(num_workers=0, batch_size=8)
-    cfg.train_dataloader.dataset.indices = 24
-    cfg.val_dataloader.dataset.indices = 40
+    cfg.train_dataloader.dataset.update(indices=24, serialize_data=False)
+    cfg.val_dataloader.update(num_workers=0)
+    cfg.val_dataloader.dataset.update(indices=40, serialize_data=False)
     cfg.train_cfg.max_epochs = 1
     cfg.param_scheduler = []
     return cfg

@@ -47,3 +47,9 @@ def test_gradients_and_weights_are_stocks(hook: str, case: str,
     parameters = [{key: one[-1][key] for key in one[0]}
                   for one in (first, second)]
     assert off_by([parameters[1]], [parameters[0]]) < 1e-6
+
+
+@pytest.mark.parametrize('case', ['plain', 'unused', 'static graph', 'EMA'])
+def test_a_late_layout_shows(case: str, trained: Trained) -> None:
+    for rank in trained:
+        assert off_by(rank['wrong', case], rank['', case]) > 0.1

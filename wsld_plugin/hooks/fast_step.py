@@ -1,6 +1,7 @@
 """Make the step of a distillation faster without a change to its model."""
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import ExitStack
 from typing import Any
 from unittest import mock
@@ -10,24 +11,23 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop, Runner
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .channels_last import contiguous, use_channels_last
-from .fast_teacher import FastBackbone
+from .fast_teacher import FastBackbone, map_tensors
 from .teachers import distillers
 
-_DTYPES = {'bfloat16': torch.bfloat16, 'float16': torch.float16}
 # All other recorders replace functions, which networks may use anywhere.
-_MODULE_RECORDERS = {
-    'ModuleInputsRecorder', 'ModuleOutputsRecorder', 'ParameterRecorder'
-}
+_MODULE_RECORDERS = ('ModuleInputsRecorder', 'ModuleOutputsRecorder',
+                     'ParameterRecorder')
 # Named, not imported, for the teacher need not be mmpretrain's.
 _PLAIN_LOSSES = [
     'mmpretrain.models.classifiers.image.ImageClassifier.loss',
     'mmpretrain.models.heads.cls_head.ClsHead.loss',
     'mmpretrain.models.heads.cls_head.ClsHead._get_loss',
 ]
+# What DDP remembers of its first step, as before that.
+_UNUSED = dict(_static_graph_delay_allreduce_enqueued=False, num_iterations=0)
 
 
 @HOOKS.register_module()
@@ -35,10 +35,9 @@ class FastStepHook(Hook):
     """Faster training steps for mmrazor's unchanged distillers.
 
     Convolutions are laid out channels last. A frozen teacher runs on a copy
-    of its backbone, in which BatchNorm is folded into the convolutions; it
-    must be in evaluation mode (``teacher_norm_eval=True``) and not random
-    (``FrozenTeacherHook``). No loss and no metrics are computed for it where
-    nothing reads them. All that keeps the numbers but for rounding. What does
+    of its backbone with BatchNorm folded into the convolutions, if that is in
+    evaluation mode (``teacher_norm_eval=True``) and nothing in it is random
+    (``FrozenTeacherHook``), and computes no loss that nobody reads. What does
     not apply is left out, and the log says why. Checkpoints, resuming and
     validation are as without this hook; after the training, or if it fails,
     the model and the optimizer are as before.
@@ -46,10 +45,9 @@ class FastStepHook(Hook):
     Args:
         channels_last: Code that calls ``view`` on feature maps, as some
             feature losses and mmpretrain's VGG and AlexNet do, needs False.
-        teacher_dtype: Precision of a frozen teacher's backbone, 'bfloat16'
-            or 'float16' (GPU); its head and the loss get float32. It changes
-            the outputs by as much as the log says. All else is in that of
-            ``AmpOptimWrapper``.
+        teacher_dtype: Mixed precision of a frozen teacher's backbone,
+            'bfloat16' or 'float16' (GPU). It changes the outputs by as much
+            as the log says. ``AmpOptimWrapper`` sets that of all else.
 
     Raises:
         ValueError: If ``teacher_dtype`` is another.
@@ -62,15 +60,15 @@ class FastStepHook(Hook):
     def __init__(self,
                  channels_last: bool = True,
                  teacher_dtype: str | None = None) -> None:
-        if teacher_dtype is not None and teacher_dtype not in _DTYPES:
+        if teacher_dtype not in (None, 'bfloat16', 'float16'):
             raise ValueError(f'teacher_dtype is {teacher_dtype!r}, expected '
-                             f'None or one of {[*_DTYPES]}')
+                             "None, 'bfloat16' or 'float16'")
         self.channels_last = channels_last
-        self.teacher_dtype = _DTYPES.get(teacher_dtype or '')
+        self.teacher_dtype = getattr(torch, teacher_dtype or '', None)
         self._undo = ExitStack()
 
     def before_run(self, runner: Runner) -> None:
-        """Take everything back even if the training fails."""
+        """Take everything back when the training ends or fails."""
         loop = getattr(runner, '_train_loop', None)
         if not isinstance(loop, BaseLoop):
             return
@@ -82,8 +80,8 @@ class FastStepHook(Hook):
             except RuntimeError as error:
                 if self.channels_last and 'view size is not' in str(error):
                     raise RuntimeError(
-                        "a network that calls 'view' on feature maps cannot "
-                        "run channels last: write dict(type='FastStepHook', "
+                        "'view' on feature maps does not go with channels "
+                        "last: write dict(type='FastStepHook', "
                         'channels_last=False)') from error
                 raise
             finally:
@@ -94,45 +92,39 @@ class FastStepHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Lay out the model and speed up its frozen teachers."""
-        self._undo.close()
-        model, wrapper = runner.model, runner.optim_wrapper
-        said = []
+        said, model, wrapper = [], runner.model, runner.optim_wrapper
         if is_model_wrapper(model) and not isinstance(model,
                                                       DistributedDataParallel):
-            said.append(f'nothing: {type(model).__name__} has the parameters')
-        else:
-            if self.channels_last:
-                wrappers = getattr(wrapper, 'optim_wrappers', {'': wrapper})
-                said.append(
-                    use_channels_last(
-                        model, [one.optimizer for one in wrappers.values()],
-                        self._undo))
-            for distiller in distillers(model).values():
-                if not distiller.teacher_trainable:
-                    said.append(self._speed_up(distiller, runner.cfg))
+            runner.logger.info('FastStepHook does nothing: %s has the '
+                               'parameters.', type(model).__name__)
+            return
+        if self.channels_last:
+            wrappers = getattr(wrapper, 'optim_wrappers', {'': wrapper})
+            optimizers = [one.optimizer for one in wrappers.values()]
+            said.append(_use_channels_last(model, optimizers, self._undo))
+        said += [
+            self._speed_up(distiller, runner.cfg)
+            for distiller in distillers(model).values()
+            if not distiller.teacher_trainable
+        ]
         runner.logger.info('FastStepHook: %s.', '; '.join(said))
-
-    def after_train(self, runner: Runner) -> None:
-        """Take everything back."""
-        self._undo.close()
 
     def before_save_checkpoint(self, runner: Runner,
                                checkpoint: dict[str, Any]) -> None:
         """Let the file be as without this hook."""
         for name in ('state_dict', 'ema_state_dict', 'optimizer'):
             part = checkpoint.get(name, {})
-            part.update(contiguous(dict(part)))
+            part.update(map_tensors(Tensor.contiguous, dict(part)))
 
     def _speed_up(self, distiller: Any, cfg: Any) -> str:
         """Speed a frozen teacher up, and say what comes of its loss."""
-        inner = distiller.distiller
-        recorders = getattr(inner, 'teacher_recorders', None)
         if cfg.get('compile'):
             return 'teacher left alone: cfg.compile compiles it'
-        if recorders is None or inner.deliveries.deliveries or {
-                type(one).__name__
-                for one in recorders.recorders.values()
-        } - _MODULE_RECORDERS:
+        inner: Any = getattr(distiller, 'distiller', None)
+        recorders = getattr(inner, 'teacher_recorders', None)
+        if recorders is None or inner.deliveries.deliveries or any(
+                type(one).__name__ not in _MODULE_RECORDERS
+                for one in recorders.recorders.values()):
             return 'teacher left alone: not only its modules are recorded'
         backbone: Any = getattr(distiller.teacher, 'backbone', None)
         if isinstance(backbone, nn.Module) and [*backbone.parameters()]:
@@ -144,13 +136,11 @@ def _skip_loss(distiller: Any, recorders: dict[str, Any],
                undo: ExitStack) -> str:
     """Let a teacher compute no loss and no metrics, or say why it does."""
     kind, head = type(distiller.teacher), getattr(distiller.teacher, 'head', 0)
-    if [
-            f'{method.__module__}.{method.__qualname__}' for method in (
-                getattr(kind, 'loss', kind), getattr(type(head), 'loss', kind),
-                getattr(type(head), '_get_loss', kind))
-    ] != _PLAIN_LOSSES:
-        return ("teacher's loss computed: it is not that of a plain "
-                'mmpretrain classifier')
+    methods = (getattr(kind, 'loss', kind), getattr(type(head), 'loss', kind),
+               getattr(type(head), '_get_loss', kind))
+    if [f'{one.__module__}.{one.__qualname__}'
+            for one in methods] != _PLAIN_LOSSES:
+        return "teacher's loss computed: it is not mmpretrain's classifier"
     if any(f'{one.source}.'.startswith('head.loss_module.')
            for one in recorders.values()):
         return "teacher's loss computed: a recorder reads it"
@@ -160,3 +150,51 @@ def _skip_loss(distiller: Any, recorders: dict[str, Any],
             head, '_get_loss', lambda *args, **kwargs: {}
             if distiller.training else loss(*args, **kwargs)))
     return "teacher's loss not computed"
+
+
+def _use_channels_last(model: nn.Module,
+                       optimizers: list[torch.optim.Optimizer],
+                       undo: ExitStack) -> str:
+    """Lay the weights of 2-dimensional convolutions out channels last.
+
+    So is what optimizers keep for them, for fused ones take no note of
+    strides. DDP gets its reduction anew, which would else copy gradients in
+    the order that it met first: wrong in every step with
+    ``find_unused_parameters``, without in the first. Says what was done.
+    """
+    if isinstance(model, DistributedDataParallel) and (
+            'reducer' not in vars(model)
+            or model._get_ddp_logging_data().get('comm_hook')
+            or model.process_group != torch.distributed.group.WORLD):
+        return ('not channels last: DDP has parts, a communication hook or a '
+                'process group of its own')
+    # Two that share their memory go on doing so.
+    where = Counter(one.data_ptr() for one in model.parameters())
+    weights = [
+        one for one in model.parameters()
+        if one.dim() == 4 and one.is_contiguous() and where[one.data_ptr()] < 2
+    ]
+    undo.callback(_lay_out, model, weights, optimizers)
+    _lay_out(model, weights, optimizers, torch.channels_last)
+    return 'channels last'
+
+
+def _lay_out(model: nn.Module, weights: list[nn.Parameter],
+             optimizers: list[torch.optim.Optimizer],
+             layout: torch.memory_format = torch.contiguous_format) -> None:
+    for weight in weights:
+        weight.data = weight.data.contiguous(memory_format=layout)
+        if weight.grad is not None:
+            weight.grad = weight.grad.contiguous(memory_format=layout)
+        for optimizer in optimizers:
+            state: dict[str, Any] = optimizer.state.get(weight, {})
+            for key, value in state.items():
+                if isinstance(value, Tensor) and value.shape == weight.shape:
+                    state[key] = value.contiguous(memory_format=layout)
+    if isinstance(model, DistributedDataParallel):
+        # As after unpickling. It needs no word from the other processes, so
+        # that it may happen in one that has failed.
+        model.__setstate__({
+            key: _UNUSED.get(key, value)
+            for key, value in model.__getstate__().items()
+        })

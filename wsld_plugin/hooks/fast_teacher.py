@@ -15,12 +15,9 @@ import numpy as np
 import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_flatten, tree_map
 
-# What a network's code may raise when torch.fx calls it on proxies, or when
-# it is run in a form that its author did not think of.
+# What a network's code may raise in a form that its author did not think of.
 _CODE_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError,
                 NameError, RuntimeError, TypeError, ValueError)
 _OF_A_DEVICE = re.compile('(CUDA|cuDNN|HIP|MIOpen).*error|CUBLAS|device-side|'
@@ -34,13 +31,12 @@ class FastBackbone:
     """The forward pass of a frozen teacher's backbone, made faster.
 
     A copy runs in training and without gradients, else the original. It is
-    made in the first step, when all modules are in the mode that they train
-    in, and used if it gives the original's outputs for that batch and an
-    altered one. A teacher that draws random numbers or changes as it runs is
-    not copied. Weights and modes that change later, but for weights written
-    in place through ``.data``, are noticed before the next step: the original
-    runs until they rest. Outputs in float16 are looked at in each step, for
-    which the GPU is waited for; once they are not finite the original runs.
+    made in the first step and used if it gives the original's outputs for
+    that batch and an altered one, which are not random. Weights and modes
+    that change later, but for weights written in place through ``.data``, are
+    noticed: the original runs until they rest. Outputs in float16 are looked
+    at in each step, which waits for the GPU; the original runs once they are
+    not finite.
     """
 
     def __init__(self, distiller: Any, dtype: torch.dtype | None,
@@ -51,13 +47,10 @@ class FastBackbone:
         self._run = self._original
         self._state: Any = None
         self._rested = 0
-
-        # A function, which deepcopy leaves alone.
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            return self(*args, **kwargs)
-
+        # By a function, which deepcopy leaves alone.
         undo.enter_context(
-            mock.patch.object(self._backbone, 'forward', forward))
+            mock.patch.object(self._backbone, 'forward',
+                              lambda *args, **kwargs: self(*args, **kwargs)))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the copy, or the original where the copy would not do."""
@@ -77,7 +70,8 @@ class FastBackbone:
         outputs = self._run(*args, **kwargs)
         if (self._dtype is torch.float16 and self._run is not self._original
                 and not math.isfinite(_apart(outputs, outputs))):
-            _say(['not in float16: outputs are not finite'], self._dtype)
+            print_log('FastStepHook: teacher not in float16: not finite.',
+                      'current', logging.WARNING)
             self._run = self._original
             return self._original(*args, **kwargs)
         return outputs
@@ -85,63 +79,58 @@ class FastBackbone:
     def _prepare(self, batch: Any) -> Forward | None:
         """The copy, if there is one, tried without a trace."""
         device = next(self._backbone.parameters()).device
-        devices = [device] if device.type == 'cuda' else []
         said: list[str] = []
         run = None
         with ExitStack() as after:
             after.callback(random.setstate, random.getstate())
             after.callback(np.random.set_state, np.random.get_state())
-            after.enter_context(torch.random.fork_rng(devices))
+            after.enter_context(
+                torch.random.fork_rng([device] * (device.type == 'cuda')))
             after.enter_context(torch.autocast(device.type, enabled=False))
             try:
                 run = self._copied(batch, said)
             except _CODE_ERRORS as error:
                 said.append(f'not copied: {_reason(error)}')
-        _say(said, self._dtype)
+        lost = self._dtype is not None and not said[-1].startswith('in ')
+        print_log(f'FastStepHook: teacher {"; ".join(said)}.', 'current',
+                  logging.WARNING if lost else logging.INFO)
         return run
 
     def _copied(self, batch: Any, said: list[str]) -> Forward | None:
         """The copy, with what was asked for as far as that holds."""
         plain = _copy(self._backbone)
-        weight, dtype = next(plain.parameters()), self._dtype
-        # A GPU's TF32 rounds folded weights otherwise. To fold wrongly shows
-        # in tenths.
-        rounding = 1e-3 if weight.device.type == 'cpu' else 3e-2
-        batches = [batch, _map(_altered, batch)]
-        before = _state(plain)[0], _drawn()
+        device, dtype = next(plain.parameters()).device, self._dtype
+        # A GPU's TF32 rounds folded weights otherwise.
+        rounding = 1e-3 if device.type == 'cpu' else 3e-2
+        batches = [batch, map_tensors(lambda one: one.flip(-1), batch)]
+        sources = (torch.default_generator, *torch.cuda.default_generators)
+
+        def now() -> list[Any]:
+            return [_state(plain)[0],
+                    *(one.get_state().tolist() for one in sources)]
+
+        before = now()
         expected, again = (_outputs(plain, batches) for _ in range(2))
-        if (before != (_state(plain)[0], _drawn())
-                or not _apart(again, expected) <= rounding):
-            raise ValueError('its outputs are random or not finite, or it '
-                             'changes as it runs')
+        if before != now() or not _apart(again, expected) <= rounding:
+            raise ValueError('it is random, not finite or changing')
 
         def attempt(how: str, allowed: float, make: Callable[..., Forward],
                     *args: Any) -> Any:
             try:
                 run = make(*args)
                 apart = _apart(_outputs(run, batches), expected)
+                why = f'outputs off by up to {apart:.1e} of their spread'
             except _CODE_ERRORS as error:
-                said.append(f'not {how}: {_reason(error)}')
-                return None
+                apart, why = math.nan, _reason(error)
             good = apart <= allowed
-            said.append(f'{"" if good else "not "}{how}: outputs off by up to '
-                        f'{apart:.1e} of their spread')
+            said.append(f'{"" if good else "not "}{how}: {why}')
             return run if good else None
 
         network = attempt('folded', rounding, _folded, plain)
         if dtype is None:
             return network
-        return attempt(f'in {str(dtype)[6:]}', 1, _in_dtype, network or plain,
-                       dtype, weight.dtype) or network
-
-
-def _say(said: list[str], dtype: torch.dtype | None) -> None:
-    """Log it, loudly if the copy is not in the precision asked for."""
-    lost = dtype is not None and not said[-1].startswith('in ')
-    print_log(
-        f'FastStepHook: teacher {"; ".join(said)}'
-        f'{". teacher_dtype is without effect" if lost else ""}.', 'current',
-        logging.WARNING if lost else logging.INFO)
+        return attempt(f'in {str(dtype)[6:]}', 1, _lowered, network or plain,
+                       dtype) or network
 
 
 def _state(network: nn.Module) -> tuple[list[Any], list[Tensor]]:
@@ -151,19 +140,12 @@ def _state(network: nn.Module) -> tuple[list[Any], list[Tensor]]:
     return [*seen, *(part.training for part in network.modules())], tensors
 
 
-def _drawn() -> list[Any]:
-    """What differs if torch drew random numbers meanwhile."""
-    cuda = torch.cuda.is_initialized()
-    return [torch.get_rng_state().tolist(),
-            torch.cuda.get_rng_state().tolist() if cuda else None]
-
-
 def _copy(backbone: nn.Module) -> nn.Module:
     """A copy of a backbone into which nobody looks."""
     for part in backbone.modules():
         if part._forward_hooks or part._forward_pre_hooks:
             raise ValueError('a recorder or hook looks into its backbone')
-        if isinstance(part, _BatchNorm) and part.training:
+        if part.training and isinstance(part, nn.modules.batchnorm._BatchNorm):
             raise ValueError('its BatchNorm is in training mode')
     network = copy.deepcopy(backbone)
     network.__dict__.pop('forward')
@@ -178,59 +160,47 @@ def _folded(plain: nn.Module) -> nn.Module:
         if type(part) is nn.SyncBatchNorm:
             # The same in evaluation, and known to torch.fx.
             part.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
-        elif isinstance(part, (_ConvNd, nn.Linear)):
-            # torch asks for it, and to them it means nothing.
-            part.eval()
         elif isinstance(part, nn.ReLU):
             # mmrazor switches it off. Where it may not be, outputs differ.
             part.inplace = True
+        elif isinstance(part, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)):
+            # torch asks for it, and to them it means nothing.
+            part.eval()
     folded = fuse(network)
     if len([*folded.buffers()]) == len([*network.buffers()]):
         raise ValueError('no BatchNorm follows a convolution of its own')
     return folded
 
 
-def _in_dtype(network: nn.Module, dtype: torch.dtype,
-              outside: torch.dtype) -> Forward:
-    """A copy in one precision, whatever is around, that returns another."""
-    device = next(network.parameters()).device.type
-    lowered = copy.deepcopy(network).to(dtype)
-
-    def cast(value: Any, to: torch.dtype) -> Any:
-        return _map(
-            lambda one: one.to(to) if one.is_floating_point() else one, value)
+def _lowered(network: nn.Module, dtype: torch.dtype) -> Forward:
+    """A network in mixed precision, with outputs as before."""
+    weight = next(network.parameters())
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        with torch.autocast(device, enabled=False):
-            outputs = lowered(*cast(args, dtype), **cast(kwargs, dtype))
-        return cast(outputs, outside)
+        with torch.autocast(weight.device.type, dtype=dtype):
+            outputs = network(*args, **kwargs)
+        return map_tensors(lambda one: one.to(weight.dtype)
+                    if one.is_floating_point() else one, outputs)
 
     return forward
 
 
-def _map(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+def map_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:
     """Apply a function to the tensors of a nested value."""
     return tree_map(
         lambda one: change(one) if isinstance(one, Tensor) else one, value)
 
 
-def _altered(one: Tensor) -> Tensor:
-    return one.flip(0) / 2 if one.is_floating_point() else one.flip(0)
-
-
 def _outputs(run: Forward, batches: list[Any]) -> list[Any]:
     """What comes of batches, and what is left of each of them."""
-    copies = [_map(torch.clone, batch) for batch in batches]
+    copies = [map_tensors(torch.clone, batch) for batch in batches]
     # A call of what torch.fx made would print errors.
     run = getattr(run, 'forward', run)
     return [(run(*args, **kwargs), args, kwargs) for args, kwargs in copies]
 
 
 def _apart(ours: Any, theirs: Any) -> float:
-    """Largest difference of nested outputs over their standard deviation.
-
-    Infinite where they are not alike, NaN where theirs are not finite.
-    """
+    """Largest difference over standard deviation; NaN if not finite."""
     (mine, kind), (others, other_kind) = map(tree_flatten, (ours, theirs))
     apart = [0. if kind == other_kind else math.inf]
     for one, other in zip(mine, others):
@@ -239,17 +209,16 @@ def _apart(ours: Any, theirs: Any) -> float:
         elif one.shape != other.shape:
             apart.append(math.inf)
         elif other.numel():
-            wide = other.double()
-            spread = wide.std(unbiased=False).clamp_min(1e-30)
-            apart.append(float((one.double() - wide).abs().max() / spread))
+            spread = other.double().std(unbiased=False).clamp_min(1e-30)
+            apart.append(float((one.double() - other).abs().max() / spread))
     # `max` could lose it.
     return math.nan if any(map(math.isnan, apart)) else max(apart)
 
 
 def _reason(error: Exception) -> str:
     """First line of an error of a network's code; a device's is raised."""
-    if isinstance(error, RuntimeError) and (
-            type(error) not in (RuntimeError, NotImplementedError)
-            or _OF_A_DEVICE.search(str(error))):
+    own = not isinstance(error, RuntimeError) or type(error) in (
+        RuntimeError, NotImplementedError)
+    if not own or _OF_A_DEVICE.search(str(error)):
         raise error
     return (str(error).strip() or repr(error)).splitlines()[0]

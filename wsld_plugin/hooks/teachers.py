@@ -8,11 +8,7 @@ from torch import nn
 
 
 def distillers(model: Any) -> dict[str, Any]:
-    """Modules that hold a teacher, wrapped or nested.
-
-    A distiller is recognised by what mmrazor's ``SingleTeacherDistill`` and
-    its subclasses have: a module ``teacher`` and a flag
-    ``teacher_trainable``.
+    """Modules with a ``teacher`` and ``teacher_trainable``, as in mmrazor.
 
     Args:
         model: The runner's module, wrapped for distributed training or not.
