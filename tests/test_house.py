@@ -25,8 +25,11 @@ ARROWS = {
               '.models', '.checkpoints'),
     'checkpoints': ('torch', 'mmengine', 'modelindex', 'onnx', 'onnxruntime',
                     'rich', 'sklearn', '.version'),
-    'analysis': ('torch', 'numpy', 'mmengine', 'matplotlib', 'scipy',
-                 '.functional', '.checkpoints'),
+    'analysis': ('torch', 'numpy', 'pandas', 'mmengine', 'matplotlib',
+                 'scipy', 'jinja2', 'rich', '.functional', '.checkpoints'),
+    'distillation': ('torch', 'pandas', 'mmengine', 'matplotlib', 'rich',
+                     'filelock', '.functional', '.checkpoints', '.datasets',
+                     '.analysis', '.compat', '.version'),
     'compat': ('torch', 'numpy', 'mmengine', 'mmcv', 'mmpretrain', 'mmrazor',
                '.checkpoints'),
 }

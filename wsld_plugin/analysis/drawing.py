@@ -1,4 +1,4 @@
-"""Figures as PNG files in memory."""
+"""What several figures share."""
 from __future__ import annotations
 
 import io
@@ -46,6 +46,11 @@ def whole_epochs(axes: Axes) -> None:
     axes.set_xlabel('epoch')
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
+
+
+def plain(text: str) -> str:
+    """Text that matplotlib shows as it is, rather than as a formula."""
+    return text.replace('$', r'\$')
 
 
 def png(figure: Figure) -> bytes:

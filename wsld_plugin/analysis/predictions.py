@@ -1,6 +1,7 @@
 """What networks predict on a split, by the config's own pipeline."""
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from typing import Any
@@ -19,6 +20,7 @@ from ..checkpoints import (
     student_model,
     student_weights,
 )
+from ..checkpoints.loading import strip_prefix
 from .errors import AnalysisError
 
 SPLITS = ('train', 'val', 'test')
@@ -29,15 +31,12 @@ def evaluation_loader(cfg: Config, split: str) -> DataLoader:
 
     Args:
         cfg: Config of a training.
-        split: ``'train'``, ``'val'`` or ``'test'``. The samples of ``train``
-            go through the pipeline of ``val``, without augmentation.
-
-    Returns:
-        The validation's loader over the samples of the split.
+        split: ``'train'``, ``'val'`` or ``'test'``; all go through the
+            pipeline of ``val``, without augmentation.
 
     Raises:
-        AnalysisError: If ``split`` is none of these, or the config has no such
-            loader or none for ``val``.
+        AnalysisError: If ``split`` is none of these, or the config has no
+            such loader or none for ``val``.
     """
     if split not in SPLITS:
         raise AnalysisError(
@@ -69,9 +68,6 @@ def student_network(cfg: Config, checkpoint: dict[str, Any],
             it, of a distiller or of the student.
         source: Where it came from, for the error message.
 
-    Returns:
-        The network on the device that training would use.
-
     Raises:
         CheckpointMismatchError: If the weights do not fit.
     """
@@ -89,20 +85,16 @@ def teacher_network(cfg: Config, checkpoint: dict[str, Any],
                     source: str) -> nn.Module:
     """The frozen teacher of a distillation's config, to be evaluated.
 
-    Its normalisation uses the statistics of its own training, whatever
-    ``teacher_norm_eval`` says of the distillation, so that a prediction does
-    not depend on what else is in the batch.
+    Its weights are those of ``teacher_ckpt``, of the model or of its
+    ``CachedTeacher``, or the checkpoint's where there is none. Its
+    normalisation uses the statistics of its own training, whatever
+    ``teacher_norm_eval`` says, so that a prediction does not depend on what
+    else is in the batch.
 
     Args:
-        cfg: Config of a distillation; the weights are those of its
-            ``model.teacher_ckpt``, or of the one that a ``CachedTeacher``
-            names.
-        checkpoint: Of the distillation; has the weights where there is no
-            ``teacher_ckpt``.
-        source: Where the checkpoint came from, for the error message.
-
-    Returns:
-        The network on the device that training would use.
+        cfg: Config of a distillation.
+        checkpoint: Of the distillation.
+        source: As for :func:`student_network`.
 
     Raises:
         CheckpointMismatchError: If the weights do not fit.
@@ -112,7 +104,7 @@ def teacher_network(cfg: Config, checkpoint: dict[str, Any],
         raise AnalysisError('the config has no model.teacher')
     if cfg.model.get('teacher_trainable'):
         raise AnalysisError('model.teacher_trainable is True: a teacher that '
-                         'learns is not one and the same at all checkpoints')
+                            'learns is another one at each checkpoint')
     holder, name = cfg.model, 'model.teacher_ckpt'
     if 'teacher' in cfg.model.teacher:  # of a CachedTeacher
         holder, name = cfg.model.teacher, 'model.teacher.teacher_ckpt'
@@ -120,16 +112,25 @@ def teacher_network(cfg: Config, checkpoint: dict[str, Any],
     if holder.get('teacher_ckpt'):
         load_strictly(network, holder.teacher_ckpt, name)
         return network
-    weights = {
-        key[len('teacher.'):]: value
-        for key, value in checkpoint['state_dict'].items()
-        if key.startswith('teacher.')
-    }
+    weights = strip_prefix(checkpoint['state_dict'], 'teacher.')
     if not weights:
         raise AnalysisError(f'{name} is not set, and there is no teacher in '
                             f'{source}')
     load_weights(network, weights, source)
     return network
+
+
+def progress(items: Iterable[Any], what: str) -> Iterable[Any]:
+    """Pass items on, with a bar if the output is a terminal."""
+    from rich.console import Console
+    from rich.progress import track
+    console = Console(file=sys.stdout)
+    return track(
+        items,
+        what,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal)
 
 
 @torch.no_grad()
@@ -138,13 +139,13 @@ def logits(networks: Sequence[nn.Module],
     """Run networks over batches.
 
     Args:
-        networks: As this module builds them. All see the pictures that the
-            first one's preprocessor makes, as a teacher sees the student's.
-        batches: A loader, or something that counts as it passes them on.
+        networks: All see the pictures that the first one's preprocessor
+            makes, as a teacher sees the student's.
+        batches: As :func:`evaluation_loader` gives them.
 
     Yields:
-        For each batch the logits ``(N, C)`` of each network and the labels
-        ``(N,)``, all on the CPU.
+        The logits ``(N, C)`` of each network and the labels ``(N,)``, on
+        the CPU.
 
     Raises:
         AnalysisError: If a network gives no logits of this shape.
