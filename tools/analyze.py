@@ -60,7 +60,9 @@ def regularization(args: argparse.Namespace) -> None:
     found = regularization_report(
         load_config(args.config, args.cfg_options), args.checkpoints,
         split=args.split, out=args.out)
-    print_table(found.checkpoints, f'Regularization samples, {args.split}')
+    # Without cross-entropies and accuracies, which the page has.
+    print_table(found.checkpoints.iloc[:, :5],
+                f'Regularization samples, {args.split}')
     print(f'Written: {found.page}')
 
 

@@ -13,7 +13,7 @@ import signal
 import time
 from pathlib import Path
 
-import environment
+import _environment
 from _start import start
 
 # The networks are too small for more.
@@ -28,7 +28,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--work-dirs',
         type=Path,
-        default=environment.ROOT / 'work_dirs',
+        default=_environment.ROOT / 'work_dirs',
         metavar='DIR',
         help='folder for everything that is written (default: work_dirs)')
     parser.add_argument(
@@ -46,7 +46,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Enter the environment, distil and print."""
     args = parse_args()
-    environment.enter(__file__)
+    _environment.enter(__file__)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     import torch
 

@@ -30,7 +30,7 @@ def keep_predictions(network: nn.Module, batches: Iterable[Any], path: Path,
 
     Args:
         network: As :func:`wsld_plugin.analysis.student_network` builds it.
-        batches: A loader, or something that counts as it passes them on.
+        batches: As :func:`wsld_plugin.analysis.evaluation_loader` does.
         path: Gets the log-probabilities, float32 ``(N, C)``, as ``.npy``.
         labels: Gets the class indices, int64 ``(N,)``, as ``.npy``.
     """
@@ -129,14 +129,9 @@ def draw_decomposition(table: pd.DataFrame) -> bytes:
     for axes, part in zip(figure.subplots(1, len(_DRAWN)), _DRAWN):
         for config, points in table[table['part'] == part].groupby(
                 'config', sort=False):
-            axes.errorbar(
-                points['epoch'],
-                points['mean'],
-                points['standard_error'],
-                label=plain(config),
-                marker='o',
-                markersize=3,
-                capsize=3)
+            axes.errorbar(points['epoch'], points['mean'],
+                          points['standard_error'], label=plain(config),
+                          marker='o', markersize=3, capsize=3)
         axes.set(title=part, ylabel='nats')
         whole_epochs(axes)
     axes.legend()

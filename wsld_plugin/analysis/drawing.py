@@ -24,20 +24,13 @@ def plot_runs(axes: Axes, curves: Sequence[Mapping[int, float]], color: str,
     """
     for curve in curves:
         epochs = sorted(curve)
-        axes.plot(
-            epochs, [curve[epoch] for epoch in epochs],
-            color=color,
-            alpha=0.3,
-            linewidth=1)
+        axes.plot(epochs, [curve[epoch] for epoch in epochs], color=color,
+                  alpha=0.3, linewidth=1)
     epochs = sorted(set(curves[0]).intersection(*curves[1:]))
     heights = np.array([[curve[epoch] for epoch in epochs]
                         for curve in curves])
-    axes.plot(
-        epochs,
-        heights.mean(0),
-        color=color,
-        label=label,
-        marker='o' if len(epochs) == 1 else None)
+    axes.plot(epochs, heights.mean(0), color=color, label=label,
+              marker='o' if len(epochs) == 1 else None)
 
 
 def whole_epochs(axes: Axes) -> None:

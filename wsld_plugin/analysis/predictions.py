@@ -1,7 +1,6 @@
 """What networks predict on a split, by the config's own pipeline."""
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from typing import Any
@@ -35,8 +34,8 @@ def evaluation_loader(cfg: Config, split: str) -> DataLoader:
             pipeline of ``val``, without augmentation.
 
     Raises:
-        AnalysisError: If ``split`` is none of these, or the config has no
-            such loader or none for ``val``.
+        AnalysisError: If ``split`` is none of these, the config has no such
+            loader or none for ``val``, or the data are empty or wrong.
     """
     if split not in SPLITS:
         raise AnalysisError(
@@ -55,7 +54,11 @@ def evaluation_loader(cfg: Config, split: str) -> DataLoader:
         drop_last=False,
         persistent_workers=False)
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
-        return Runner.build_dataloader(loader)
+        try:
+            return Runner.build_dataloader(loader)
+        except ValueError as error:  # mmengine's of an empty one, too
+            raise AnalysisError(
+                f'the split {split} cannot be read: {error}') from error
 
 
 def student_network(cfg: Config, checkpoint: dict[str, Any],
@@ -118,19 +121,6 @@ def teacher_network(cfg: Config, checkpoint: dict[str, Any],
                             f'{source}')
     load_weights(network, weights, source)
     return network
-
-
-def progress(items: Iterable[Any], what: str) -> Iterable[Any]:
-    """Pass items on, with a bar if the output is a terminal."""
-    from rich.console import Console
-    from rich.progress import track
-    console = Console(file=sys.stdout)
-    return track(
-        items,
-        what,
-        console=console,
-        transient=True,
-        disable=not console.is_terminal)
 
 
 @torch.no_grad()

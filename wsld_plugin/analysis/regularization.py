@@ -1,12 +1,14 @@
 """Weights and regularization samples of a split, at several checkpoints."""
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 from mmengine.config import Config
+from rich.progress import track
 from torch import Tensor
 
 from ..checkpoints import read_checkpoint
@@ -19,12 +21,11 @@ from .errors import AnalysisError
 from .predictions import (
     evaluation_loader,
     logits,
-    progress,
     student_network,
     teacher_network,
 )
 from .report import html_page
-from .sample_drawings import draw_samples, draw_shares, draw_weights, picture
+from .sample_drawings import draw_samples, draw_shares, draw_weights
 from .tables import write_results
 
 # Classes that a network finds likeliest.
@@ -99,12 +100,14 @@ def regularization_report(config: Config,
     classes = _summary(samples, ['checkpoint', 'label', 'class'])
     striking = _striking(classes[classes['checkpoint'] == names[-1]])
     totals = _summary(samples, ['checkpoint'])
-    seen = networks[0].data_preprocessor, loader.dataset
+    to_rgb = getattr(networks[0].data_preprocessor, 'to_rgb', False)
     files: dict[str, Any] = {
         'shares.png': draw_shares(totals, striking),
         'weights.png': draw_weights(samples),
-        'least_weight.png': _draw(last.nsmallest(_PICTURES, 'weight'), *seen),
-        'most_weight.png': _draw(last.nlargest(_PICTURES, 'weight'), *seen)
+        'least_weight.png': draw_samples(
+            last.nsmallest(_PICTURES, 'weight'), loader.dataset, to_rgb),
+        'most_weight.png': draw_samples(
+            last.nlargest(_PICTURES, 'weight'), loader.dataset, to_rgb)
     }
     stem = Path(config.filename or 'config').stem
     files.update({
@@ -135,9 +138,11 @@ def loss_settings(config: Config) -> LossSettings:
             'the config has no model.distiller: regularization samples are '
             'those of a distillation')
     losses = list((distiller.get('distill_losses') or {}).values())
+    # A class or its name, maybe with that of a registry.
     chosen = [
         loss for loss in losses
-        if _class_name(loss.get('type')) == 'WSLDLoss'
+        if str(getattr(loss.get('type'), '__name__', loss.get('type'))
+               ).split('.')[-1] == 'WSLDLoss'
     ] or [loss for loss in losses if 'tau' in loss]
     settings = {
         LossSettings(*(loss.get(key, default) for key, default in (
@@ -202,9 +207,8 @@ def inspect_batch(student: Tensor,
 def _likeliest(logits: Tensor, names: Sequence[str]) -> list[str]:
     best = logits.double().softmax(1).topk(min(_TOP, logits.shape[1]))
     return [
-        ' > '.join(f'{prob:.1%} {names[label]}'
-                   for prob, label in zip(probs, labels))
-        for probs, labels in zip(best.values.tolist(), best.indices.tolist())
+        ' > '.join(f'{prob:.1%} {names[label]}' for prob, label in zip(*row))
+        for row in zip(best.values.tolist(), best.indices.tolist())
     ]
 
 
@@ -235,15 +239,16 @@ def _inspect(names: Sequence[str], networks: Sequence[Any], loader: Any,
     classes = getattr(loader.dataset, 'metainfo', {}).get('classes') or ()
     parts: dict[str, list[pd.DataFrame]] = {name: [] for name in names}
     first = 0
-    for (*students, teacher), labels in logits(networks,
-                                               progress(loader, 'Samples')):
+    batches = track(
+        loader, 'Samples', transient=True, disable=not sys.stdout.isatty())
+    for (*students, teacher), labels in logits(networks, batches):
         for name, student in zip(names, students):
             found = inspect_batch(student, teacher, labels, settings, classes,
                                   first)
             found.insert(0, 'checkpoint', name)
-            parts[name].append(found)
+            parts[name] += [found] * (not found.empty)
         first += len(labels)
-    if not first:
+    if not any(parts.values()):
         return pd.DataFrame()
     samples = pd.concat([found for part in parts.values() for found in part],
                         ignore_index=True)
@@ -272,19 +277,6 @@ def _striking(classes: pd.DataFrame) -> pd.DataFrame:
     half = _SHOWN_CLASSES // 2
     return ranked if len(ranked) <= _SHOWN_CLASSES else pd.concat(
         [ranked.head(half), ranked.tail(half)])
-
-
-def _draw(samples: pd.DataFrame, preprocessor: Any, dataset: Any) -> bytes:
-    to_rgb = getattr(preprocessor, 'to_rgb', False)
-    return draw_samples(samples, [
-        picture(dataset[position]['inputs'], to_rgb)
-        for position in samples['sample'].tolist()
-    ])
-
-
-def _class_name(kind: Any) -> str:
-    """Name of a class that a config gives as it is or by its name."""
-    return getattr(kind, '__name__', str(kind)).split('.')[-1]
 
 
 def _page(title: str, settings: LossSettings, totals: pd.DataFrame,

@@ -1,7 +1,7 @@
 """Drawings of weights, regularization samples and single samples."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -53,29 +53,23 @@ def draw_weights(samples: pd.DataFrame) -> bytes:
     groups = samples.groupby('checkpoint', observed=True)['weight']
     shades = colormaps['viridis'](np.linspace(0, 0.9, len(groups)))
     for (name, weights), shade in zip(groups, shades):
-        axes.hist(
-            weights,
-            bins=40,
-            range=(0, 1),
-            histtype='step',
-            linewidth=1.5,
-            color=shade,
-            label=plain(name))
-    axes.axvline(
-        _EQUAL, color='0.4', linestyle='--', label='equal to the teacher')
+        axes.hist(weights, bins=40, range=(0, 1), histtype='step',
+                  linewidth=1.5, color=shade, label=plain(name))
+    axes.axvline(_EQUAL, color='0.4', linestyle='--',
+                 label='equal to the teacher')
     axes.set(xlabel='weight', ylabel='samples', yscale='log')
     axes.legend(loc='upper left', bbox_to_anchor=(1, 1))
     axes.grid(alpha=0.3)
     return png(figure)
 
 
-def draw_samples(samples: pd.DataFrame,
-                 pictures: Sequence[np.ndarray]) -> bytes:
+def draw_samples(samples: pd.DataFrame, dataset: Any, to_rgb: bool) -> bytes:
     """Draw pictures with what both networks say about them, as PNG.
 
     Args:
         samples: Rows of :func:`wsld_plugin.analysis.inspect_batch`.
-        pictures: Theirs, uint8 ``(H, W, 3)``, RGB.
+        dataset: Has their pictures at ``sample``.
+        to_rgb: Whether the channels are blue, green, red.
     """
     from matplotlib.figure import Figure
     lines = max(1, -(-len(samples) // 6))
@@ -83,9 +77,10 @@ def draw_samples(samples: pd.DataFrame,
     grid = figure.subplots(lines, 6, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
-    for axes, picture, sample in zip(grid.flat, pictures,
-                                     samples.to_dict('records')):
-        axes.imshow(picture, interpolation='nearest')
+    for axes, sample in zip(grid.flat, samples.to_dict('records')):
+        axes.imshow(
+            picture(dataset[sample['sample']]['inputs'], to_rgb),
+            interpolation='nearest')
         text = [
             f'weight {sample["weight"]:.3g}, label {sample["class"]}',
             'teacher:', *sample['teacher_top'].split(' > '), 'student:',
@@ -99,15 +94,7 @@ def draw_samples(samples: pd.DataFrame,
 
 
 def picture(inputs: Tensor, to_rgb: bool) -> np.ndarray:
-    """What a pipeline made of a picture, to be drawn.
-
-    Args:
-        inputs: ``(3, H, W)`` or ``(1, H, W)``, values in [0, 255].
-        to_rgb: Whether the channels are blue, green, red.
-
-    Returns:
-        uint8, ``(H, W, 3)``, RGB.
-    """
+    """A pipeline's ``(3 or 1, H, W)`` in [0, 255] as uint8 ``(H, W, 3)``."""
     if to_rgb:
         inputs = inputs.flip(0)
     inputs = inputs.expand(3, -1, -1).clamp(0, 255).to(torch.uint8)

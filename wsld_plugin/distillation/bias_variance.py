@@ -101,7 +101,7 @@ def bias_variance_report(
 
 def _check(configs: Mapping[str, Config], runs: int, splits: str, split: str,
            interval: int | None) -> None:
-    if runs < 2 or (interval or 1) < 1:
+    if runs < 2 or (interval is not None and interval < 1):
         raise AnalysisError(f'expected at least 2 runs, got {runs}, and an '
                             f'interval of at least 1, got {interval}')
     for got, known in ((splits, ('disjoint', 'bootstrap')),

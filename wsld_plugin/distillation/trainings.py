@@ -163,7 +163,13 @@ def _train(training: Training, settings: str, watch: _Watch) -> None:
         cfg.resume, cfg.load_from = True, str(latest)
     with (work_dir / 'train.log').open('a') as log, \
             contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-        runner = Runner.from_cfg(cfg)
+        try:
+            runner = Runner.from_cfg(cfg)
+        except SyntaxError as error:
+            # mmengine makes it of Ctrl-C in the middle of writing the config.
+            if isinstance(error.__context__, KeyboardInterrupt):
+                raise error.__context__ from None
+            raise
         runner.register_hook(watch, priority='LOWEST')
         try:
             runner.train()
@@ -211,8 +217,8 @@ def _finished(training: Training, settings: str) -> bool:
     for there, here in zip_longest(lines, settings.splitlines()):
         if there != here:
             raise TrainingError(
-                f'{folder} holds another training ({str(there).strip()} '
-                f'there, {str(here).strip()} here): remove it, or choose '
+                f'{folder} holds another training ({str(there).strip(" ,")} '
+                f'there, {str(here).strip(" ,")} here): remove it, or choose '
                 'another folder')
     return (folder / 'finished').exists() and training.checkpoint.exists()
 
