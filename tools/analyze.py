@@ -14,24 +14,22 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest='command', required=True)
 
-    def add(run: Callable, name: str, what: str, out: str) -> Callable:
+    def add(name: str, what: str, out: str) -> Callable:
         command = commands.add_parser(name, help=what, description=what)
-        command.set_defaults(run=run)
         command.add_argument(
             '--out', type=Path, metavar='DIR',
             help=f'folder for the results (default: work_dirs/{out})')
-        if run is not runs:
+        if name != 'runs':
             add_config_options(command)
         return command.add_argument
 
-    take = add(regularization, 'regularization', 'a page about the weights '
-               'and regularization samples of a split',
-               'CONFIG/regularization_SPLIT')
+    take = add('regularization', 'a page about the weights and regularization '
+               'samples of a split', 'CONFIG/regularization_SPLIT')
     take('config', help='config of a distillation')
     take('checkpoints', nargs='+', help='of its student, such as some epochs')
     take('--split', choices=['train', 'val', 'test'], default='val',
          help='all go through the pipeline of val (default: val)')
-    take = add(bias_variance, 'bias-variance', 'trainings on different '
+    take = add('bias-variance', 'trainings on different '
                'samples, and the error of their students decomposed; the '
                'same command again goes on where it was cut', 'bias_variance')
     take('configs', nargs='+', help='with one training set; where one of them '
@@ -46,47 +44,11 @@ def parse_args() -> argparse.Namespace:
          help='whose error is decomposed (default: test)')
     take('--interval', type=int, metavar='EPOCHS', help='epochs between two '
          'decompositions (default: a sixth of the training)')
-    take = add(runs, 'runs', 'trainings compared by what they logged; folders '
+    take = add('runs', 'trainings compared by what they logged; folders '
                'that differ in _seedN or _runN at their end are one method',
                'runs')
     take('work_dirs', nargs='+', type=Path)
     return parser.parse_args()
-
-
-def regularization(args: argparse.Namespace) -> None:
-    """Look at the samples of a split."""
-    from wsld_plugin.analysis import print_table, regularization_report
-    from wsld_plugin.config import load_config
-    found = regularization_report(
-        load_config(args.config, args.cfg_options), args.checkpoints,
-        split=args.split, out=args.out)
-    # Without cross-entropies and accuracies, which the page has.
-    print_table(found.checkpoints.iloc[:, :5],
-                f'Regularization samples, {args.split}')
-    print(f'Written: {found.page}')
-
-
-def bias_variance(args: argparse.Namespace) -> None:
-    """Train what is not trained yet, and decompose the errors."""
-    from wsld_plugin.analysis import print_table
-    from wsld_plugin.config import load_config
-    from wsld_plugin.distillation import bias_variance_report
-    found = bias_variance_report(
-        [load_config(path, args.cfg_options) for path in args.configs],
-        runs=args.runs, splits=args.splits, split=args.split,
-        interval=args.interval, out=args.out)
-    print_table(found.table, f'{args.split}, {args.runs} {args.splits} runs, '
-                'in nats ± standard error')
-    print(f'Written: {found.picture}, .md, .csv')
-
-
-def runs(args: argparse.Namespace) -> None:
-    """Compare work dirs."""
-    from wsld_plugin.analysis import compare_runs, print_table
-    out = args.out or Path('work_dirs', 'runs')
-    table = compare_runs(args.work_dirs, out)
-    print_table(table, f'{table.attrs["metric"]} of the validation')
-    print(f'Written: {out}/runs.png, .md, .csv')
 
 
 def main() -> None:
@@ -95,14 +57,36 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     from mmengine.logging import MMLogger
 
-    from wsld_plugin.analysis import AnalysisError
+    from wsld_plugin import analysis, distillation
     from wsld_plugin.command_line import one_line_errors
-    from wsld_plugin.distillation import TrainingError
+    from wsld_plugin.config import load_config
 
     # What is loaded from where is told by the results.
     MMLogger.get_current_instance().setLevel('ERROR')
-    with one_line_errors(AnalysisError, TrainingError):
-        args.run(args)
+    with one_line_errors(analysis.AnalysisError, distillation.TrainingError):
+        if args.command == 'regularization':
+            report = analysis.regularization_report(
+                load_config(args.config, args.cfg_options), args.checkpoints,
+                split=args.split, out=args.out)
+            # Cross-entropies and accuracies are on the page.
+            table = report.checkpoints.iloc[:, :5]
+            written = str(report.page)
+            title = f'Regularization samples, {args.split}'
+        elif args.command == 'bias-variance':
+            found = distillation.bias_variance_report(
+                [load_config(path, args.cfg_options) for path in args.configs],
+                runs=args.runs, splits=args.splits, split=args.split,
+                interval=args.interval, out=args.out)
+            table, written = found.table, f'{found.picture}, .md, .csv'
+            title = (f'{args.split}, {args.runs} {args.splits} runs, in nats '
+                     '± standard error')
+        else:
+            out = args.out or Path('work_dirs', 'runs')
+            table = analysis.compare_runs(args.work_dirs, out)
+            title = f'{table.attrs["metric"]} of the validation'
+            written = f'{out}/runs.png, .md, .csv'
+        analysis.print_table(table, title)
+        print(f'Written: {written}')
 
 
 if __name__ == '__main__':

@@ -4,7 +4,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -85,4 +84,3 @@ def test_tables_and_drawing(files) -> None:
     noisy = table.assign(mean=table['mean'].where(table.part != 'noise', 0.5))
     assert 'noise' in readable_decomposition(noisy)
     assert draw_decomposition(table).startswith(b'\x89PNG')
-    assert isinstance(shown, pd.DataFrame)

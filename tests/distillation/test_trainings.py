@@ -74,9 +74,10 @@ def test_trainings_leave_no_trace_in_each_other(
 
 
 def test_cut_moved_and_continued(tmp_path: Path) -> None:
-    whole = tiny(tmp_path / 'whole', **{'train_cfg.max_epochs': 3})
+    whole, cut = (
+        tiny(tmp_path / name, **{'train_cfg.max_epochs': 3})
+        for name in ('whole', 'cut'))
     run_trainings([whole])
-    cut = tiny(tmp_path / 'cut', **{'train_cfg.max_epochs': 3})
 
     def interrupt() -> None:
         while not (cut.work_dir / 'last_checkpoint').exists():
@@ -93,23 +94,17 @@ def test_cut_moved_and_continued(tmp_path: Path) -> None:
     assert 'resumed epoch: 1' in (moved.work_dir / 'train.log').read_text()
     assert same_weights(whole, moved)
 
-
-def test_a_validation_that_was_cut_is_made_up_for(tmp_path: Path) -> None:
-    run = tiny(tmp_path)
-    run_trainings([run])
-    whole = read_history(tmp_path).validations
     # Killed after the last epoch was saved and before it was validated.
-    log, = tmp_path.glob('*/vis_data/scalars.json')
-    lines = log.read_text().splitlines()
-    assert json.loads(lines[-1]).keys() >= {'accuracy/top1', 'step'}
-    log.write_text('\n'.join(lines[:-1]) + '\n')
-    (tmp_path / 'finished').unlink()
-    assert set(read_history(tmp_path).validations) == {1}
+    log = max(moved.work_dir.glob('*/vis_data/scalars.json'))
+    *lines, last = log.read_text().splitlines(keepends=True)
+    log.write_text(''.join(lines))
+    (moved.work_dir / 'finished').unlink()
+    assert 3 not in read_history(moved.work_dir).validations
     called: list[Training] = []
-    run_trainings([run], called.append)
-    again = read_history(tmp_path).validations
-    assert again[2]['accuracy/top1'] == whole[2]['accuracy/top1']
-    assert called == [run]
+    run_trainings([moved], called.append)
+    again = read_history(moved.work_dir).validations[3]
+    assert again['accuracy/top1'] == json.loads(last)['accuracy/top1']
+    assert called == [moved]
 
 
 def test_other_settings_never_go_on_in_a_folder(tmp_path: Path) -> None:
@@ -137,7 +132,7 @@ def test_other_settings_never_go_on_in_a_folder(tmp_path: Path) -> None:
 def test_what_cannot_begin_is_said_before_anything_runs(
         tmp_path: Path) -> None:
     bad = tiny(tmp_path / 'bad', **{'model.teacher_ckpt': 'gone.pth'})
-    with pytest.raises(TrainingError, match='there is no model.*=gone.pth'):
+    with pytest.raises(TrainingError, match='=gone'):
         run_trainings([tiny(tmp_path / 'good'), bad])
     assert not list(tmp_path.iterdir())
     with FileLock(str(tmp_path / 'training.lock')), pytest.raises(

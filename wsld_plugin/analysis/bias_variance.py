@@ -79,12 +79,8 @@ def decomposition_table(
         decompositions: Mapping[tuple[str, int], Jackknife]) -> pd.DataFrame:
     """The numbers of decompositions, a row for each part of each.
 
-    Args:
-        decompositions: By config and epoch.
-
-    Returns:
-        Columns ``config``, ``epoch``, ``part`` (:data:`PARTS`), ``mean`` and
-        ``standard_error`` over the runs in nats.
+    Columns ``config``, ``epoch``, ``part`` (:data:`PARTS`), ``mean`` and
+    ``standard_error`` over the runs in nats.
     """
     return pd.concat([
         pd.DataFrame({
@@ -119,11 +115,7 @@ def readable_decomposition(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw_decomposition(table: pd.DataFrame) -> bytes:
-    """Draw error, bias and variance over the epochs, as PNG.
-
-    Args:
-        table: Of :func:`decomposition_table`.
-    """
+    """Draw :func:`decomposition_table` over the epochs, as PNG."""
     from matplotlib.figure import Figure
     figure = Figure(figsize=(13, 4), layout='constrained')
     for axes, part in zip(figure.subplots(1, len(_DRAWN)), _DRAWN):

@@ -22,8 +22,6 @@ from ..checkpoints import (
 from ..checkpoints.loading import strip_prefix
 from .errors import AnalysisError
 
-SPLITS = ('train', 'val', 'test')
-
 
 def evaluation_loader(cfg: Config, split: str) -> DataLoader:
     """Loader of a split, in order, as the config's validation reads it.
@@ -37,9 +35,9 @@ def evaluation_loader(cfg: Config, split: str) -> DataLoader:
         AnalysisError: If ``split`` is none of these, the config has no such
             loader or none for ``val``, or the data are empty or wrong.
     """
-    if split not in SPLITS:
+    if split not in ('train', 'val', 'test'):
         raise AnalysisError(
-            f'split must be one of {", ".join(SPLITS)}, got {split!r}')
+            f'split must be train, val or test, got {split!r}')
     for name in {'val', split}:
         if not cfg.get(f'{name}_dataloader'):
             raise AnalysisError(f'the config has no {name}_dataloader')

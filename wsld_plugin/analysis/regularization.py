@@ -126,11 +126,9 @@ def regularization_report(config: Config,
 def loss_settings(config: Config) -> LossSettings:
     """Settings of a distillation's loss, as its config gives them.
 
-    Of the losses called ``WSLDLoss``, or, without one, of those that have a
-    ``tau``.
-
     Raises:
-        AnalysisError: If there is no such loss, or several that differ.
+        AnalysisError: If there is no ``WSLDLoss`` or other loss with a
+            ``tau``, or if several differ.
     """
     distiller = (config.get('model') or {}).get('distiller')
     if not distiller:
@@ -214,7 +212,7 @@ def _likeliest(logits: Tensor, names: Sequence[str]) -> list[str]:
 
 def _networks(config: Config,
               checkpoints: Sequence[str]) -> tuple[list[str], list[Any]]:
-    """Names of checkpoints, by epoch, file or path; students and teacher."""
+    """Names of checkpoints, by epoch, file or path; students, teacher."""
     if not checkpoints:
         raise AnalysisError('checkpoints must name at least one, got none')
     loaded = {path: read_checkpoint(path) for path in checkpoints}

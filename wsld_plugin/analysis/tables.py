@@ -64,14 +64,10 @@ def mean_and_deviation(values: Sequence[float], digits: int = 1) -> str:
 
 
 def write_results(results: Mapping[Path, Any]) -> None:
-    """Write files that are seen complete or not at all.
+    """Write text, bytes and tables to files, each complete or not at all.
 
-    Args:
-        results: Text, bytes or a table, by file; a table becomes Markdown
-            if the name ends in ``.md``, else CSV with all its digits.
-
-    Raises:
-        OSError: If there is no room or no permission; names the file.
+    A table becomes Markdown if the name ends in ``.md``, else CSV with all
+    its digits.
     """
     for path, result in results.items():
         if isinstance(result, pd.DataFrame):
