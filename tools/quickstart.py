@@ -9,20 +9,26 @@ on where it was interrupted.
 from __future__ import annotations
 
 import argparse
+import signal
+import time
 from pathlib import Path
 
-import _environment as environment
+import _environment
+from _start import start
+
+# The networks are too small for more.
+MOST_THREADS = 8
 
 
-def main() -> None:
-    """Parse the command line, enter the environment and run."""
+def parse_args() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         '--work-dirs',
         type=Path,
-        default=environment.ROOT / 'work_dirs',
+        default=_environment.ROOT / 'work_dirs',
         metavar='DIR',
         help='folder for everything that is written (default: work_dirs)')
     parser.add_argument(
@@ -34,11 +40,31 @@ def main() -> None:
     args = parser.parse_args()
     if args.seeds < 1:
         parser.error(f'argument --seeds: expected 1 or more, got {args.seeds}')
-    environment.enter(__file__)
+    return args
 
-    import distil_digits
-    distil_digits.run(args.work_dirs, args.seeds)
+
+def main() -> None:
+    """Enter the environment, distil and print."""
+    args = parse_args()
+    _environment.enter(__file__)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    import torch
+
+    from wsld_plugin.analysis import print_table
+    from wsld_plugin.command_line import one_line_errors
+    from wsld_plugin.distillation import TrainingError, distil_digits
+    began = time.monotonic()
+    torch.set_num_threads(min(torch.get_num_threads(), MOST_THREADS))
+    with one_line_errors(TrainingError):
+        found = distil_digits(args.work_dirs, args.seeds)
+        seeds = f'{args.seeds} seed{"s" if args.seeds > 1 else ""}'
+        print_table(found.table,
+                    f'Handwritten digits, accuracy in % ({seeds})')
+        for name in ('student', 'curves', 'predictions'):
+            print(f'{name + ":":12} {getattr(found, name)}')
+        took = round(time.monotonic() - began)
+        print(f'Done in {took // 60} min {took % 60} s.')
 
 
 if __name__ == '__main__':
-    main()
+    start(main)

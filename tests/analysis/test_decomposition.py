@@ -7,17 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from wsld_plugin.analysis import (
-    bias_variance as module,
-)
-from wsld_plugin.analysis import (
-    csv_table,
+from wsld_plugin.analysis import bias_variance as module
+from wsld_plugin.analysis.bias_variance import (
+    PARTS,
     decompose,
-    decomposition_rows,
+    decomposition_table,
     draw_decomposition,
-    readable_rows,
+    readable_decomposition,
 )
-from wsld_plugin.analysis.bias_variance import PARTS
 from wsld_plugin.functional import bias_variance, jackknife
 
 
@@ -64,17 +61,26 @@ def test_part_by_part_is_as_at_once(files, monkeypatch) -> None:
 
 def test_tables_and_drawing(files) -> None:
     paths, labels, _ = files
-    rows = decomposition_rows(
-        {
-            ('ce', 5): decompose(paths['direct'], labels),
-            ('kd', 5): decompose(paths['distilled'], labels, paths['direct'])
-        }, 3)
-    assert np.isnan(rows[0]['bias change'])
-    assert rows[1]['bias change'] == pytest.approx(rows[1]['bias'] -
-                                                   rows[0]['bias'])
-    ce, kd = readable_rows(rows)
-    assert 'noise' not in ce and ce['bias change'] == ''
-    assert kd['bias'] == f'{rows[1]["bias"]:.4f} ± {rows[1]["bias error"]:.4f}'
-    heading = csv_table(rows).splitlines()[0].split(',')
-    assert heading[3::2] == list(PARTS)
-    assert draw_decomposition(rows).startswith(b'\x89PNG')
+    # Not in the order of the alphabet or of the epochs.
+    table = decomposition_table({
+        ('z', 9): decompose(paths['direct'], labels),
+        ('kd', 20): decompose(paths['distilled'], labels, paths['direct']),
+        ('kd', 3): decompose(paths['distilled'], labels, paths['direct'])
+    })
+    assert table['part'].tolist() == 3 * list(PARTS)
+    means = table.set_index(['config', 'epoch', 'part'])['mean']
+    assert np.isnan(means['z', 9, 'bias change'])
+    assert means['kd', 20, 'bias change'] == pytest.approx(
+        means['kd', 20, 'bias'] - means['z', 9, 'bias'])
+    shown = readable_decomposition(table)
+    assert [*shown] == [
+        'config', 'epoch', *(part for part in PARTS if part != 'noise')
+    ]
+    assert shown['config'].tolist() == ['z', 'kd', 'kd']
+    assert shown['epoch'].tolist() == [9, 20, 3]
+    assert shown['bias change'][0] == ''
+    row = table[(table.config == 'kd') & (table.part == 'bias')].iloc[0]
+    assert shown['bias'][1] == f'{row["mean"]:.4f} ± {row.standard_error:.4f}'
+    noisy = table.assign(mean=table['mean'].where(table.part != 'noise', 0.5))
+    assert 'noise' in readable_decomposition(noisy)
+    assert draw_decomposition(table).startswith(b'\x89PNG')

@@ -1,109 +1,27 @@
 """What trained networks do: read, predict, decompose, draw."""
-from .bias_variance import (
-    decompose,
-    decomposition_rows,
-    draw_decomposition,
-    keep_predictions,
-    readable_rows,
-)
-from .drawing import plot_runs
 from .errors import AnalysisError
-from .experiments import (
-    Difference,
-    Experiment,
-    draw_experiments,
-    experiment_rows,
-    paired_difference,
-    readable_experiments,
-)
 from .history import History, read_config, read_history
 from .predictions import (
-    SPLITS,
     evaluation_loader,
     logits,
     student_network,
     teacher_network,
 )
-from .regularization import (
-    LossSettings,
-    Samples,
-    checkpoint_rows,
-    class_rows,
-    draw_samples,
-    draw_shares,
-    draw_weights,
-    inspect_batch,
-    join,
-    loss_settings,
-    picture,
-    sample_rows,
-    striking_classes,
-    striking_samples,
-)
-from .report import heading, image, page, paragraph, table
-from .runs import (
-    TrainingRun,
-    common_metric,
-    compare_runs,
-    draw_runs,
-    method_name,
-    read_runs,
-    readable_runs,
-    run_rows,
-)
-from .tables import csv_table, markdown_table, mean_and_deviation, readable
+from .regularization import RegularizationReport, regularization_report
+from .runs import compare_runs
+from .tables import print_table
 
 __all__ = [
-    'SPLITS',
     'AnalysisError',
-    'Difference',
-    'Experiment',
     'History',
-    'LossSettings',
-    'Samples',
-    'TrainingRun',
-    'checkpoint_rows',
-    'class_rows',
-    'common_metric',
+    'RegularizationReport',
     'compare_runs',
-    'csv_table',
-    'decompose',
-    'decomposition_rows',
-    'draw_decomposition',
-    'draw_experiments',
-    'draw_runs',
-    'draw_samples',
-    'draw_shares',
-    'draw_weights',
     'evaluation_loader',
-    'experiment_rows',
-    'heading',
-    'image',
-    'inspect_batch',
-    'join',
-    'keep_predictions',
     'logits',
-    'loss_settings',
-    'markdown_table',
-    'mean_and_deviation',
-    'method_name',
-    'page',
-    'paired_difference',
-    'paragraph',
-    'picture',
-    'plot_runs',
+    'print_table',
     'read_config',
     'read_history',
-    'read_runs',
-    'readable',
-    'readable_experiments',
-    'readable_rows',
-    'readable_runs',
-    'run_rows',
-    'sample_rows',
-    'striking_classes',
-    'striking_samples',
+    'regularization_report',
     'student_network',
-    'table',
     'teacher_network',
 ]

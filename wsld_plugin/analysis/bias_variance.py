@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from ..checkpoints import write_atomically
 from ..functional import Jackknife, bias_variance, jackknife
-from .drawing import png, whole_epochs
+from .drawing import plain, png, whole_epochs
 from .predictions import logits
 
 # The mean prediction's own bias, whose change distillation explains.
@@ -29,7 +30,7 @@ def keep_predictions(network: nn.Module, batches: Iterable[Any], path: Path,
 
     Args:
         network: As :func:`wsld_plugin.analysis.student_network` builds it.
-        batches: A loader, or something that counts as it passes them on.
+        batches: As :func:`wsld_plugin.analysis.evaluation_loader` does.
         path: Gets the log-probabilities, float32 ``(N, C)``, as ``.npy``.
         labels: Gets the class indices, int64 ``(N,)``, as ``.npy``.
     """
@@ -47,8 +48,7 @@ def decompose(runs: Sequence[Path],
     Files are read part by part, so no run has to fit into memory.
 
     Args:
-        runs: Predictions of each run, at least two, as
-            :func:`keep_predictions` writes them.
+        runs: Predictions of at least two, of :func:`keep_predictions`.
         labels: Of all of them.
         reference: Predictions of direct training, run by run on the same
             data as ``runs``.
@@ -56,8 +56,8 @@ def decompose(runs: Sequence[Path],
     Returns:
         :data:`PARTS` in nats, float64 ``(6,)``, jackknifed over the runs.
         ``error`` is the sum of noise, bias and variance; the changes are
-        against direct training, NaN without reference, and the first of
-        them is the paper's additional term of distillation.
+        against direct training, NaN without it, and the first of them is
+        the paper's additional term of distillation.
     """
     arrays = [np.load(path, mmap_mode='r') for path in runs]
     direct = [np.load(path, mmap_mode='r') for path in reference or ()]
@@ -75,69 +75,55 @@ def decompose(runs: Sequence[Path],
     return jackknife(statistic, len(arrays))
 
 
-def decomposition_rows(
-        decompositions: Mapping[tuple[str, int], Jackknife],
-        runs: int) -> list[dict[str, Any]]:
-    """A row of numbers for each config and epoch.
+def decomposition_table(
+        decompositions: Mapping[tuple[str, int], Jackknife]) -> pd.DataFrame:
+    """The numbers of decompositions, a row for each part of each.
 
-    Args:
-        decompositions: By config and epoch.
-        runs: How many there are.
-
-    Returns:
-        Rows for :func:`wsld_plugin.analysis.csv_table`, in nats, each value
-        followed by its standard error over the runs.
+    Columns ``config``, ``epoch``, ``part`` (:data:`PARTS`), ``mean`` and
+    ``standard_error`` over the runs in nats.
     """
-    rows = []
-    for (config, epoch), (means, errors) in decompositions.items():
-        row: dict[str, Any] = {
+    return pd.concat([
+        pd.DataFrame({
             'config': config,
             'epoch': epoch,
-            'runs': runs
-        }
-        for part, mean, error in zip(PARTS, means.tolist(), errors.tolist()):
-            row[part] = mean
-            row[f'{part} error'] = error
-        rows.append(row)
-    return rows
+            'part': PARTS,
+            'mean': found.mean,
+            'standard_error': found.standard_error
+        }) for (config, epoch), found in decompositions.items()
+    ], ignore_index=True)
 
 
-def readable_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """:func:`decomposition_rows` to read: ``mean ± standard error``.
+def readable_decomposition(table: pd.DataFrame) -> pd.DataFrame:
+    """:func:`decomposition_table` to read: ``mean ± standard error``.
 
-    Noise is left out where it is 0 throughout, as it is for class indices.
+    A row for each config and epoch, a column for each part. Noise is left
+    out where it is 0 throughout, as it is for class indices; what is not
+    known is empty.
     """
-    noise = any(row['noise'] for row in rows)
-    return [{
-        'config': row['config'],
-        'epoch': str(row['epoch']),
-        **{
-            part: '' if np.isnan(row[part]) else
-            f'{row[part]:.4f} ± {row[f"{part} error"]:.4f}'
-            for part in PARTS if part != 'noise' or noise
-        }
-    } for row in rows]
+    noise = table['mean'][table['part'] == 'noise'].any()
+    parts = [part for part in PARTS if part != 'noise' or noise]
+    texts = [
+        '' if np.isnan(mean) else f'{mean:.4f} ± {error:.4f}'
+        for mean, error in zip(table['mean'], table['standard_error'])
+    ]
+    index = ['config', 'epoch']
+    wide = table.assign(text=texts).pivot(
+        index=index, columns='part', values='text')
+    # As they came, not by the alphabet.
+    rows = pd.MultiIndex.from_frame(table[index].drop_duplicates())
+    return wide.loc[rows, parts].rename_axis(columns=None).reset_index()
 
 
-def draw_decomposition(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Draw error, bias and variance over the epochs, as PNG.
-
-    Args:
-        rows: Of :func:`decomposition_rows`.
-    """
+def draw_decomposition(table: pd.DataFrame) -> bytes:
+    """Draw :func:`decomposition_table` over the epochs, as PNG."""
     from matplotlib.figure import Figure
     figure = Figure(figsize=(13, 4), layout='constrained')
-    configs = list(dict.fromkeys(row['config'] for row in rows))
     for axes, part in zip(figure.subplots(1, len(_DRAWN)), _DRAWN):
-        for config in configs:
-            points = [row for row in rows if row['config'] == config]
-            axes.errorbar([row['epoch'] for row in points],
-                          [row[part] for row in points],
-                          [row[f'{part} error'] for row in points],
-                          label=config,
-                          marker='o',
-                          markersize=3,
-                          capsize=3)
+        for config, points in table[table['part'] == part].groupby(
+                'config', sort=False):
+            axes.errorbar(points['epoch'], points['mean'],
+                          points['standard_error'], label=plain(config),
+                          marker='o', markersize=3, capsize=3)
         axes.set(title=part, ylabel='nats')
         whole_epochs(axes)
     axes.legend()

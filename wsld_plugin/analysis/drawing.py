@@ -1,4 +1,4 @@
-"""Figures as PNG files in memory."""
+"""What several figures share."""
 from __future__ import annotations
 
 import io
@@ -24,20 +24,13 @@ def plot_runs(axes: Axes, curves: Sequence[Mapping[int, float]], color: str,
     """
     for curve in curves:
         epochs = sorted(curve)
-        axes.plot(
-            epochs, [curve[epoch] for epoch in epochs],
-            color=color,
-            alpha=0.3,
-            linewidth=1)
+        axes.plot(epochs, [curve[epoch] for epoch in epochs], color=color,
+                  alpha=0.3, linewidth=1)
     epochs = sorted(set(curves[0]).intersection(*curves[1:]))
     heights = np.array([[curve[epoch] for epoch in epochs]
                         for curve in curves])
-    axes.plot(
-        epochs,
-        heights.mean(0),
-        color=color,
-        label=label,
-        marker='o' if len(epochs) == 1 else None)
+    axes.plot(epochs, heights.mean(0), color=color, label=label,
+              marker='o' if len(epochs) == 1 else None)
 
 
 def whole_epochs(axes: Axes) -> None:
@@ -46,6 +39,11 @@ def whole_epochs(axes: Axes) -> None:
     axes.set_xlabel('epoch')
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
+
+
+def plain(text: str) -> str:
+    """Text that matplotlib shows as it is, rather than as a formula."""
+    return text.replace('$', r'\$')
 
 
 def png(figure: Figure) -> bytes:

@@ -19,9 +19,8 @@ from ..checkpoints import (
     student_model,
     student_weights,
 )
+from ..checkpoints.loading import strip_prefix
 from .errors import AnalysisError
-
-SPLITS = ('train', 'val', 'test')
 
 
 def evaluation_loader(cfg: Config, split: str) -> DataLoader:
@@ -29,19 +28,16 @@ def evaluation_loader(cfg: Config, split: str) -> DataLoader:
 
     Args:
         cfg: Config of a training.
-        split: ``'train'``, ``'val'`` or ``'test'``. The samples of ``train``
-            go through the pipeline of ``val``, without augmentation.
-
-    Returns:
-        The validation's loader over the samples of the split.
+        split: ``'train'``, ``'val'`` or ``'test'``; all go through the
+            pipeline of ``val``, without augmentation.
 
     Raises:
-        AnalysisError: If ``split`` is none of these, or the config has no such
-            loader or none for ``val``.
+        AnalysisError: If ``split`` is none of these, the config has no such
+            loader or none for ``val``, or the data are empty or wrong.
     """
-    if split not in SPLITS:
+    if split not in ('train', 'val', 'test'):
         raise AnalysisError(
-            f'split must be one of {", ".join(SPLITS)}, got {split!r}')
+            f'split must be train, val or test, got {split!r}')
     for name in {'val', split}:
         if not cfg.get(f'{name}_dataloader'):
             raise AnalysisError(f'the config has no {name}_dataloader')
@@ -56,7 +52,11 @@ def evaluation_loader(cfg: Config, split: str) -> DataLoader:
         drop_last=False,
         persistent_workers=False)
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
-        return Runner.build_dataloader(loader)
+        try:
+            return Runner.build_dataloader(loader)
+        except ValueError as error:  # mmengine's of an empty one, too
+            raise AnalysisError(
+                f'the split {split} cannot be read: {error}') from error
 
 
 def student_network(cfg: Config, checkpoint: dict[str, Any],
@@ -68,9 +68,6 @@ def student_network(cfg: Config, checkpoint: dict[str, Any],
         checkpoint: As :func:`wsld_plugin.checkpoints.read_checkpoint` gives
             it, of a distiller or of the student.
         source: Where it came from, for the error message.
-
-    Returns:
-        The network on the device that training would use.
 
     Raises:
         CheckpointMismatchError: If the weights do not fit.
@@ -89,20 +86,16 @@ def teacher_network(cfg: Config, checkpoint: dict[str, Any],
                     source: str) -> nn.Module:
     """The frozen teacher of a distillation's config, to be evaluated.
 
-    Its normalisation uses the statistics of its own training, whatever
-    ``teacher_norm_eval`` says of the distillation, so that a prediction does
-    not depend on what else is in the batch.
+    Its weights are those of ``teacher_ckpt``, of the model or of its
+    ``CachedTeacher``, or the checkpoint's where there is none. Its
+    normalisation uses the statistics of its own training, whatever
+    ``teacher_norm_eval`` says, so that a prediction does not depend on what
+    else is in the batch.
 
     Args:
-        cfg: Config of a distillation; the weights are those of its
-            ``model.teacher_ckpt``, or of the one that a ``CachedTeacher``
-            names.
-        checkpoint: Of the distillation; has the weights where there is no
-            ``teacher_ckpt``.
-        source: Where the checkpoint came from, for the error message.
-
-    Returns:
-        The network on the device that training would use.
+        cfg: Config of a distillation.
+        checkpoint: Of the distillation.
+        source: As for :func:`student_network`.
 
     Raises:
         CheckpointMismatchError: If the weights do not fit.
@@ -112,7 +105,7 @@ def teacher_network(cfg: Config, checkpoint: dict[str, Any],
         raise AnalysisError('the config has no model.teacher')
     if cfg.model.get('teacher_trainable'):
         raise AnalysisError('model.teacher_trainable is True: a teacher that '
-                         'learns is not one and the same at all checkpoints')
+                            'learns is another one at each checkpoint')
     holder, name = cfg.model, 'model.teacher_ckpt'
     if 'teacher' in cfg.model.teacher:  # of a CachedTeacher
         holder, name = cfg.model.teacher, 'model.teacher.teacher_ckpt'
@@ -120,11 +113,7 @@ def teacher_network(cfg: Config, checkpoint: dict[str, Any],
     if holder.get('teacher_ckpt'):
         load_strictly(network, holder.teacher_ckpt, name)
         return network
-    weights = {
-        key[len('teacher.'):]: value
-        for key, value in checkpoint['state_dict'].items()
-        if key.startswith('teacher.')
-    }
+    weights = strip_prefix(checkpoint['state_dict'], 'teacher.')
     if not weights:
         raise AnalysisError(f'{name} is not set, and there is no teacher in '
                             f'{source}')
@@ -138,13 +127,13 @@ def logits(networks: Sequence[nn.Module],
     """Run networks over batches.
 
     Args:
-        networks: As this module builds them. All see the pictures that the
-            first one's preprocessor makes, as a teacher sees the student's.
-        batches: A loader, or something that counts as it passes them on.
+        networks: All see the pictures that the first one's preprocessor
+            makes, as a teacher sees the student's.
+        batches: As :func:`evaluation_loader` gives them.
 
     Yields:
-        For each batch the logits ``(N, C)`` of each network and the labels
-        ``(N,)``, all on the CPU.
+        The logits ``(N, C)`` of each network and the labels ``(N,)``, on
+        the CPU.
 
     Raises:
         AnalysisError: If a network gives no logits of this shape.

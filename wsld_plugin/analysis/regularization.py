@@ -1,85 +1,146 @@
 """Weights and regularization samples of a split, at several checkpoints."""
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
+import pandas as pd
 from mmengine.config import Config
+from rich.progress import track
 from torch import Tensor
 
+from ..checkpoints import read_checkpoint
 from ..functional import (
     log_cross_entropy,
     regularization_samples,
     wsld_weight,
 )
-from .drawing import png
 from .errors import AnalysisError
+from .predictions import (
+    evaluation_loader,
+    logits,
+    student_network,
+    teacher_network,
+)
+from .report import html_page
+from .sample_drawings import draw_samples, draw_shares, draw_weights
+from .tables import write_results
 
-TOP = 3
+# Classes that a network finds likeliest.
+_TOP = 3
+# Pictures in a grid of the least or most weight.
+_PICTURES = 12
 # Of a bar chart or table that is still read.
 _SHOWN_CLASSES = 20
-# What the weight is where student and teacher are equally good.
-_EQUAL = 1 - np.exp(-1)
+_INTRODUCTION = (
+    'A regularization sample is one on which the part of the soft-label loss '
+    "that lowers the variance has a larger derivative by the label's logit "
+    'than the part that lowers the bias, here at temperature {:g}. The weight '
+    'is 1 - exp(-CE of the student / CE of the teacher): 0.632 where both are '
+    'equally good, less where the student is better. Cross-entropies (CE) are '
+    'at temperature 1, in nats.')
 
 
 class LossSettings(NamedTuple):
-    """What the weights and regularization samples depend on.
-
-    Attributes:
-        tau: Temperature of the soft labels.
-        eps: Added to the teacher's cross-entropy inside the weight, in nats.
-        ignore_index: Label of samples that do not count.
-    """
+    """What weights and regularization samples depend on, see WSLDLoss."""
 
     tau: float
     eps: float = 0.0
     ignore_index: int = -100
 
 
-class Samples(NamedTuple):
-    """A split as a student and its teacher see it, arrays over the samples.
+class RegularizationReport(NamedTuple):
+    """What :func:`regularization_report` found.
 
     Attributes:
-        position: In the split.
-        label: Class index.
-        weight: WSLD's weight in [0, 1].
-        ce_student: Cross-entropy at temperature 1 in nats.
-        ce_teacher: The teacher's.
-        regularization: Whether it is a regularization sample.
-        student_top: The student's likeliest classes, ``(N, 3)`` or fewer.
-        student_probs: Their probabilities at temperature 1.
-        teacher_top: The teacher's likeliest classes.
-        teacher_probs: Their probabilities.
+        samples: A row for each sample of each checkpoint, with the columns
+            of :func:`inspect_batch` and ``checkpoint``.
+        classes: A row for each class of each checkpoint: counts, shares and
+            top-1 accuracies in %, means of the weight and of the
+            cross-entropies in nats.
+        checkpoints: The same over all classes.
+        page: HTML file that shows all of it.
     """
 
-    position: np.ndarray
-    label: np.ndarray
-    weight: np.ndarray
-    ce_student: np.ndarray
-    ce_teacher: np.ndarray
-    regularization: np.ndarray
-    student_top: np.ndarray
-    student_probs: np.ndarray
-    teacher_top: np.ndarray
-    teacher_probs: np.ndarray
+    samples: pd.DataFrame
+    classes: pd.DataFrame
+    checkpoints: pd.DataFrame
+    page: Path
 
 
-def loss_settings(cfg: Config) -> LossSettings:
-    """Settings of a distillation's loss, as its config gives them.
+def regularization_report(config: Config,
+                          checkpoints: Sequence[str | Path],
+                          *,
+                          split: str = 'val',
+                          out: Path | None = None) -> RegularizationReport:
+    """Count the regularization samples of a split, and show striking ones.
 
-    Of the losses called ``WSLDLoss``, or, without one, of those that have a
-    ``tau``.
+    Args:
+        config: Of a distillation.
+        checkpoints: Of its student or of the distillation, such as of
+            several epochs; paths or URLs.
+        split: ``'train'``, ``'val'`` or ``'test'``, all without augmentation.
+        out: Folder for the page, its pictures and the tables as CSV; by
+            default ``work_dirs/CONFIG/regularization_SPLIT``.
 
     Raises:
-        AnalysisError: If there is no such loss, or several that differ.
+        AnalysisError: If the config describes no distillation or has no such
+            split, or none of its samples counts.
+        CheckpointMismatchError: If a checkpoint's weights do not fit.
     """
-    distiller = cfg.model.get('distiller') or {}
+    settings = loss_settings(config)
+    loader = evaluation_loader(config, split)
+    names, networks = _networks(config, [*map(str, checkpoints)])
+    samples = _inspect(names, networks, loader, settings)
+    if samples.empty:
+        raise AnalysisError(f'the split {split} has no sample that counts')
+    last = samples[samples['checkpoint'] == names[-1]]
+    classes = _summary(samples, ['checkpoint', 'label', 'class'])
+    striking = _striking(classes[classes['checkpoint'] == names[-1]])
+    totals = _summary(samples, ['checkpoint'])
+    to_rgb = getattr(networks[0].data_preprocessor, 'to_rgb', False)
+    files: dict[str, Any] = {
+        'shares.png': draw_shares(totals, striking),
+        'weights.png': draw_weights(samples),
+        'least_weight.png': draw_samples(
+            last.nsmallest(_PICTURES, 'weight'), loader.dataset, to_rgb),
+        'most_weight.png': draw_samples(
+            last.nlargest(_PICTURES, 'weight'), loader.dataset, to_rgb)
+    }
+    stem = Path(config.filename or 'config').stem
+    files.update({
+        'samples.csv': samples,
+        'classes.csv': classes,
+        'checkpoints.csv': totals,
+        'regularization.html':
+        _page(f'{stem}, {split}', settings, totals, striking, files)
+    })
+    out = out or Path('work_dirs', stem, f'regularization_{split}')
+    write_results({out / name: result for name, result in files.items()})
+    return RegularizationReport(samples, classes, totals,
+                                out / 'regularization.html')
+
+
+def loss_settings(config: Config) -> LossSettings:
+    """Settings of a distillation's loss, as its config gives them.
+
+    Raises:
+        AnalysisError: If there is no ``WSLDLoss`` or other loss with a
+            ``tau``, or if several differ.
+    """
+    distiller = (config.get('model') or {}).get('distiller')
+    if not distiller:
+        raise AnalysisError(
+            'the config has no model.distiller: regularization samples are '
+            'those of a distillation')
     losses = list((distiller.get('distill_losses') or {}).values())
+    # A class or its name, maybe with that of a registry.
     chosen = [
         loss for loss in losses
-        if _name(loss.get('type')) == 'WSLDLoss'
+        if str(getattr(loss.get('type'), '__name__', loss.get('type'))
+               ).split('.')[-1] == 'WSLDLoss'
     ] or [loss for loss in losses if 'tau' in loss]
     settings = {
         LossSettings(*(loss.get(key, default) for key, default in (
@@ -93,244 +154,139 @@ def loss_settings(cfg: Config) -> LossSettings:
     return settings.pop()
 
 
-def inspect_batch(student: Tensor, teacher: Tensor, gt_labels: Tensor,
-                  first: int, settings: LossSettings) -> Samples:
+def inspect_batch(student: Tensor,
+                  teacher: Tensor,
+                  gt_labels: Tensor,
+                  settings: LossSettings,
+                  classes: Sequence[str] = (),
+                  first: int = 0) -> pd.DataFrame:
     """Look at a batch; samples that do not count are left out.
 
     Args:
         student: Logits ``(N, C)``.
         teacher: Logits of the same shape.
         gt_labels: Class indices ``(N,)``.
-        first: Position of the batch's first sample in the split.
         settings: Of the loss.
+        classes: Names of the classes; their numbers where it ends.
+        first: Position of the batch's first sample in the split.
 
     Returns:
-        At most N samples.
+        At most N rows: ``sample``, the position in the split; ``label``, its
+        index, and ``class``, its name; WSLD's ``weight`` in [0, 1]; the
+        cross-entropies ``ce_student`` and ``ce_teacher`` at temperature 1 in
+        nats; whether it is one of ``regularization``; whether
+        ``student_right`` and ``teacher_right`` are; and the likeliest
+        classes, ``student_top`` and ``teacher_top``, as text.
     """
     kept = gt_labels != settings.ignore_index
     student, teacher, gt_labels = (student[kept], teacher[kept],
                                    gt_labels[kept])
-    top = min(TOP, student.shape[1])
-    student_best = student.double().softmax(1).topk(top)
-    teacher_best = teacher.double().softmax(1).topk(top)
-    return Samples(*(values.numpy() for values in (
-        kept.nonzero().flatten() + first,
-        gt_labels,
-        wsld_weight(student, teacher, gt_labels, settings.eps),
-        log_cross_entropy(student, gt_labels).exp(),
-        log_cross_entropy(teacher, gt_labels).exp(),
-        regularization_samples(student, teacher, gt_labels, tau=settings.tau),
-        student_best.indices,
-        student_best.values,
-        teacher_best.indices,
-        teacher_best.values,
-    )))
-
-
-def join(parts: Sequence[Samples]) -> Samples:
-    """Batches one after the other."""
-    return Samples(*map(np.concatenate, zip(*parts)))
-
-
-def sample_rows(checkpoints: Mapping[str, Samples],
-                classes: Sequence[str]) -> list[dict[str, Any]]:
-    """A row for each checkpoint and sample.
-
-    Args:
-        checkpoints: Samples by the checkpoint's name.
-        classes: Names of the classes.
-
-    Returns:
-        Rows for :func:`wsld_plugin.analysis.csv_table`.
-    """
-    return [
-        {
-            'checkpoint': name,
-            'sample': int(samples.position[i]),
-            'label': classes[samples.label[i]],
-            'weight': float(samples.weight[i]),
-            'ce_student': float(samples.ce_student[i]),
-            'ce_teacher': float(samples.ce_teacher[i]),
-            'regularization': int(samples.regularization[i]),
-            'student_top': _names(samples.student_top[i], classes),
-            'teacher_top': _names(samples.teacher_top[i], classes),
-        } for name, samples in checkpoints.items()
-        for i in range(len(samples.label))
-    ]
-
-
-def class_rows(checkpoints: Mapping[str, Samples],
-               classes: Sequence[str]) -> list[dict[str, Any]]:
-    """A row for each checkpoint and class that has samples."""
-    return [
-        {
-            'checkpoint': name,
-            'class': classes[label],
-            **_summary(samples, samples.label == label)
-        } for name, samples in checkpoints.items()
-        for label in np.unique(samples.label)
-    ]
-
-
-def checkpoint_rows(
-        checkpoints: Mapping[str, Samples]) -> list[dict[str, Any]]:
-    """A row for each checkpoint, over all classes."""
-    return [
-        {
-            'checkpoint': name,
-            **_summary(samples, slice(None)),
-            'student top-1 (%)': _top1(samples.student_top, samples.label),
-            'teacher top-1 (%)': _top1(samples.teacher_top, samples.label),
-        } for name, samples in checkpoints.items()
-    ]
-
-
-def striking_classes(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of :func:`class_rows`, by share; of many, the ends of the list."""
-    rows = sorted(rows, key=lambda row: -row['share (%)'])
-    if len(rows) <= _SHOWN_CLASSES:
-        return rows
-    half = _SHOWN_CLASSES // 2
-    return rows[:half] + rows[-half:]
-
-
-def striking_samples(samples: Samples, count: int,
-                     most: bool) -> np.ndarray:
-    """Rows of the samples with the most or the least weight, in order."""
-    order = np.argsort(samples.weight, kind='stable')
-    return order[::-1][:count] if most else order[:count]
-
-
-def draw_shares(checkpoints: Mapping[str, Samples],
-                classes: Sequence[str]) -> bytes:
-    """Draw the share of regularization samples, as PNG.
-
-    By checkpoint on the left, by class at the last one on the right.
-    """
-    from matplotlib.figure import Figure
-    last = list(checkpoints)[-1]
-    rows = striking_classes(class_rows({last: checkpoints[last]}, classes))
-    figure = Figure(
-        figsize=(10, max(3.4, 1.2 + 0.22 * len(rows))), layout='constrained')
-    left, right = figure.subplots(1, 2)
-    shares = [
-        100 * samples.regularization.mean()
-        for samples in checkpoints.values()
-    ]
-    left.plot(range(len(shares)), shares, marker='o')
-    left.set_xticks(range(len(shares)), list(checkpoints), rotation=45)
-    left.set(
-        ylabel='regularization samples (%)', ylim=(0, 1.1 * max(shares) or 1))
-    right.barh([row['class'] for row in rows],
-               [row['share (%)'] for row in rows])
-    right.invert_yaxis()
-    right.set(
-        xlabel='regularization samples (%)',
-        title=f'by class, {last}' +
-        (', highest and lowest' if len(rows) == _SHOWN_CLASSES else ''))
-    for axes, along in ((left, 'y'), (right, 'x')):
-        axes.grid(alpha=0.3, axis=along)
-    return png(figure)
-
-
-def draw_weights(checkpoints: Mapping[str, Samples]) -> bytes:
-    """Draw a histogram of the weights at each checkpoint, as PNG."""
-    from matplotlib import colormaps
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=(10, 4), layout='constrained')
-    axes = figure.subplots()
-    shades = colormaps['viridis'](np.linspace(0, 0.9, len(checkpoints)))
-    for (name, samples), shade in zip(checkpoints.items(), shades):
-        axes.hist(
-            samples.weight,
-            bins=40,
-            range=(0, 1),
-            histtype='step',
-            linewidth=1.5,
-            color=shade,
-            label=name)
-    axes.axvline(
-        _EQUAL, color='0.4', linestyle='--', label='equal to the teacher')
-    axes.set(xlabel='weight', ylabel='samples', yscale='log')
-    axes.legend(loc='upper left', bbox_to_anchor=(1, 1))
-    axes.grid(alpha=0.3)
-    return png(figure)
-
-
-def draw_samples(samples: Samples, chosen: np.ndarray,
-                 pictures: Sequence[np.ndarray], classes: Sequence[str],
-                 title: str) -> bytes:
-    """Draw pictures with what both networks say about them, as PNG.
-
-    Args:
-        samples: All samples.
-        chosen: Rows of the samples to draw.
-        pictures: Theirs, uint8 ``(H, W, 3)``, RGB.
-        classes: Names of the classes.
-        title: Above all.
-    """
-    from matplotlib.figure import Figure
-    columns = 6
-    lines = -(-len(chosen) // columns)
-    figure = Figure(figsize=(12, 0.6 + 3.3 * lines), layout='constrained')
-    figure.suptitle(title)
-    grid = figure.subplots(lines, columns, squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for axes, i, picture in zip(grid.flat, chosen, pictures):
-        axes.imshow(picture, interpolation='nearest')
-        text = [
-            f'weight {samples.weight[i]:.3g}, label '
-            f'{classes[samples.label[i]]}'
-        ]
-        for who, top, probs in (
-            ('teacher', samples.teacher_top[i], samples.teacher_probs[i]),
-            ('student', samples.student_top[i], samples.student_probs[i])):
-            text.append(f'{who}:')
-            text += [
-                f'  {100 * prob:5.1f}%  {classes[label][:24]}'
-                for label, prob in zip(top, probs)
-            ]
-        axes.set_title('\n'.join(text), fontsize=8, loc='left')
-    return png(figure)
-
-
-def picture(inputs: Tensor, to_rgb: bool) -> np.ndarray:
-    """What a pipeline made of a picture, to be drawn.
-
-    Args:
-        inputs: ``(3, H, W)`` or ``(1, H, W)``, values in [0, 255].
-        to_rgb: Whether the channels are blue, green, red.
-
-    Returns:
-        uint8, ``(H, W, 3)``, RGB.
-    """
-    if to_rgb:
-        inputs = inputs.flip(0)
-    inputs = inputs.expand(3, -1, -1).clamp(0, 255).to(torch.uint8)
-    return inputs.permute(1, 2, 0).numpy()
-
-
-def _top1(top: np.ndarray, label: np.ndarray) -> float:
-    return 100 * float((top[:, 0] == label).mean())
-
-
-def _summary(samples: Samples,
-             chosen: np.ndarray | slice) -> dict[str, Any]:
-    return {
-        'samples': len(samples.label[chosen]),
-        'regularization': int(samples.regularization[chosen].sum()),
-        'share (%)': 100 * float(samples.regularization[chosen].mean()),
-        'mean weight': float(samples.weight[chosen].mean()),
-        'student CE': float(samples.ce_student[chosen].mean()),
-        'teacher CE': float(samples.ce_teacher[chosen].mean()),
+    columns = {
+        'sample': kept.nonzero().flatten() + first,
+        'label': gt_labels,
+        'weight': wsld_weight(student, teacher, gt_labels, settings.eps),
+        'ce_student': log_cross_entropy(student, gt_labels).exp(),
+        'ce_teacher': log_cross_entropy(teacher, gt_labels).exp(),
+        'regularization': regularization_samples(
+            student, teacher, gt_labels, tau=settings.tau),
+        'student_right': student.argmax(1) == gt_labels,
+        'teacher_right': teacher.argmax(1) == gt_labels,
     }
+    table = pd.DataFrame(
+        {name: values.numpy()
+         for name, values in columns.items()})
+    names = [*classes, *map(str, range(len(classes), student.shape[1]))]
+    table.insert(2, 'class', [names[label] for label in table['label']])
+    return table.assign(
+        student_top=_likeliest(student, names),
+        teacher_top=_likeliest(teacher, names))
 
 
-def _name(kind: Any) -> str:
-    """Name of a class that a config gives as it is or by its name."""
-    return getattr(kind, '__name__', str(kind)).split('.')[-1]
+def _likeliest(logits: Tensor, names: Sequence[str]) -> list[str]:
+    best = logits.double().softmax(1).topk(min(_TOP, logits.shape[1]))
+    return [
+        ' > '.join(f'{prob:.1%} {names[label]}' for prob, label in zip(*row))
+        for row in zip(best.values.tolist(), best.indices.tolist())
+    ]
 
 
-def _names(top: np.ndarray, classes: Sequence[str]) -> str:
-    return ' > '.join(classes[label] for label in top)
+def _networks(config: Config,
+              checkpoints: Sequence[str]) -> tuple[list[str], list[Any]]:
+    """Names of checkpoints, by epoch, file or path; students, teacher."""
+    if not checkpoints:
+        raise AnalysisError('checkpoints must name at least one, got none')
+    loaded = {path: read_checkpoint(path) for path in checkpoints}
+    epochs = [
+        f'epoch {checkpoint.get("meta", {}).get("epoch")}'
+        for checkpoint in loaded.values()
+    ]
+    for names in (epochs, [Path(path).stem for path in loaded], [*loaded]):
+        if len({*names}) == len(names) and 'epoch None' not in names:
+            break
+    networks = [
+        student_network(config, checkpoint, path)
+        for path, checkpoint in loaded.items()
+    ]
+    first = checkpoints[0]
+    return names, [*networks, teacher_network(config, loaded[first], first)]
+
+
+def _inspect(names: Sequence[str], networks: Sequence[Any], loader: Any,
+             settings: LossSettings) -> pd.DataFrame:
+    """A split's samples, at one checkpoint after the other."""
+    classes = getattr(loader.dataset, 'metainfo', {}).get('classes') or ()
+    parts: dict[str, list[pd.DataFrame]] = {name: [] for name in names}
+    first = 0
+    batches = track(
+        loader, 'Samples', transient=True, disable=not sys.stdout.isatty())
+    for (*students, teacher), labels in logits(networks, batches):
+        for name, student in zip(names, students):
+            found = inspect_batch(student, teacher, labels, settings, classes,
+                                  first)
+            found.insert(0, 'checkpoint', name)
+            parts[name] += [found] * (not found.empty)
+        first += len(labels)
+    if not any(parts.values()):
+        return pd.DataFrame()
+    samples = pd.concat([found for part in parts.values() for found in part],
+                        ignore_index=True)
+    # Groups are sorted as the checkpoints are, not by the alphabet.
+    samples['checkpoint'] = pd.Categorical(samples['checkpoint'], names)
+    return samples
+
+
+def _summary(samples: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    groups = samples.groupby(by, observed=True)
+    return pd.DataFrame({
+        'samples': groups.size(),
+        'regularization': groups['regularization'].sum(),
+        'share (%)': 100 * groups['regularization'].mean(),
+        'mean weight': groups['weight'].mean(),
+        'student CE': groups['ce_student'].mean(),
+        'teacher CE': groups['ce_teacher'].mean(),
+        'student top-1 (%)': 100 * groups['student_right'].mean(),
+        'teacher top-1 (%)': 100 * groups['teacher_right'].mean(),
+    }).reset_index()
+
+
+def _striking(classes: pd.DataFrame) -> pd.DataFrame:
+    """Classes by their share; of many, the highest and the lowest."""
+    ranked = classes.sort_values('share (%)', ascending=False, kind='stable')
+    half = _SHOWN_CLASSES // 2
+    return ranked if len(ranked) <= _SHOWN_CLASSES else pd.concat(
+        [ranked.head(half), ranked.tail(half)])
+
+
+def _page(title: str, settings: LossSettings, totals: pd.DataFrame,
+          striking: pd.DataFrame, pictures: dict[str, bytes]) -> str:
+    return html_page(f'Regularization samples: {title}', [
+        ('', _INTRODUCTION.format(settings.tau)),
+        ('By checkpoint', totals),
+        ('Share of regularization samples', pictures['shares.png']),
+        ('Weights', pictures['weights.png']),
+        (f'By class; of more than {_SHOWN_CLASSES}, those with the highest '
+         'and the lowest share',
+         striking.drop(columns=['checkpoint', 'label'])),
+        ('Samples with the least weight', pictures['least_weight.png']),
+        ('Samples with the most weight', pictures['most_weight.png']),
+    ])

@@ -3,11 +3,18 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from html import escape
+from typing import Any
 
-from .tables import Row, readable
+import jinja2
 
-_STYLE = """
+from .tables import readable
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>{{ title }}</title>
+<style>
 body { font: 16px/1.5 sans-serif; color: #222; background: #fff;
        max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2rem; }
@@ -16,54 +23,46 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .8rem; border-bottom: 1px solid #ddd;
          text-align: right; }
 th:first-child, td:first-child { text-align: left; }
-"""
-
-
-def heading(text: str) -> str:
-    """A heading of a section."""
-    return f'<h2>{escape(text)}</h2>'
-
-
-def paragraph(text: str) -> str:
-    """A paragraph."""
-    return f'<p>{escape(text)}</p>'
-
-
-def image(png: bytes, what: str) -> str:
-    """A PNG file inside the page; ``what`` says what it shows."""
-    data = base64.b64encode(png).decode()
-    return (f'<img src="data:image/png;base64,{data}" '
-            f'alt="{escape(what, quote=True)}">')
-
-
-def table(rows: Sequence[Row]) -> str:
-    """A table of at least one row, with the keys of the first as heading."""
-    head = ''.join(f'<th>{escape(key)}</th>' for key in rows[0])
-    body = ''.join(
-        '<tr>' + ''.join(f'<td>{escape(readable(value))}</td>'
-                         for value in row.values()) + '</tr>\n'
-        for row in rows)
-    return f'<table>\n<tr>{head}</tr>\n{body}</table>'
-
-
-def page(title: str, parts: Sequence[str]) -> str:
-    """A whole page.
-
-    Args:
-        title: Of the page.
-        parts: HTML, as the functions here make it.
-    """
-    body = '\n'.join(parts)
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<title>{escape(title)}</title>
-<style>{_STYLE}</style>
+</style>
 </head>
 <body>
-<h1>{escape(title)}</h1>
-{body}
+<h1>{{ title }}</h1>
+{% for heading, content in sections %}
+{% if heading %}<h2>{{ heading }}</h2>{% endif %}
+{% if content is string %}
+<p>{{ content }}</p>
+{% elif content.columns is defined %}
+<table>
+<tr>{% for name in content.columns %}<th>{{ name }}</th>{% endfor %}</tr>
+{% for row in content.itertuples(index=False, name=None) %}
+<tr>{% for value in row %}<td>{{ value | readable }}</td>{% endfor %}</tr>
+{% endfor %}
+</table>
+{% else %}
+<img src="data:image/png;base64,{{ content | base64 }}" alt="{{ heading }}">
+{% endif %}
+{% endfor %}
 </body>
 </html>
 """
+
+
+def html_page(title: str, sections: Sequence[tuple[str, Any]]) -> str:
+    """A page of sections.
+
+    Args:
+        title: Of the page.
+        sections: Heading, or an empty one, and content of each: text for a
+            paragraph, a table of pandas, or a PNG file. Whatever text they
+            hold is shown as it is, not taken for HTML.
+
+    Returns:
+        The page, which refers to no other file.
+    """
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
+    environment.filters.update(
+        readable=readable,
+        base64=lambda content: base64.b64encode(content).decode())
+    return environment.from_string(_PAGE).render(
+        title=title, sections=sections)

@@ -1,45 +1,18 @@
-"""Tables as files: CSV to compute with, Markdown to read."""
+"""Tables as text, and the files that results are written to."""
 from __future__ import annotations
 
-import csv
-import io
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-Row = Mapping[str, Any]
+import pandas as pd
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
-
-def csv_table(rows: Sequence[Row]) -> str:
-    """Rows as CSV, with a heading; floats keep all their digits.
-
-    Args:
-        rows: At least one; all have the keys of the first.
-
-    Returns:
-        Text with a newline after each row.
-    """
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def markdown_table(rows: Sequence[Row]) -> str:
-    """Rows as a Markdown table.
-
-    Args:
-        rows: At least one; all have the keys of the first. Values are
-            written as they are, floats with four digits.
-
-    Returns:
-        Text with a newline after each row.
-    """
-    lines = [list(rows[0]), ['---'] * len(rows[0])]
-    lines += [[readable(value).replace('|', '\\|') for value in row.values()]
-              for row in rows]
-    return ''.join(f'| {" | ".join(line)} |\n' for line in lines)
+from ..checkpoints import write_atomically
 
 
 def readable(value: Any) -> str:
@@ -47,9 +20,60 @@ def readable(value: Any) -> str:
     return f'{value:.4g}' if isinstance(value, float) else str(value)
 
 
+def markdown_table(table: Any) -> str:
+    """A table, or what makes one, in Markdown; floats with four digits.
+
+    Example:
+        >>> print(markdown_table(pd.DataFrame({'a': [1.23456]})), end='')
+        | a |
+        | --- |
+        | 1.235 |
+    """
+    table = pd.DataFrame(table)
+    lines = [[*table.columns], ['---'] * table.shape[1],
+             *table.itertuples(index=False, name=None)]
+    return ''.join('| ' + ' | '.join(
+        readable(value).replace('|', '\\|') for value in line) + ' |\n'
+                   for line in lines)
+
+
+def print_table(table: pd.DataFrame, title: str) -> None:
+    """Show a table on stdout; the first column is a name."""
+    shown = Table(title=escape(title))
+    for number, name in enumerate(table.columns):
+        # Names that are cut could not be told apart.
+        shown.add_column(
+            escape(name), justify='right' if number else 'left',
+            overflow='fold')
+    for row in table.itertuples(index=False, name=None):
+        shown.add_row(*(escape(readable(value)) for value in row))
+    Console(file=sys.stdout).print(shown)
+
+
 def mean_and_deviation(values: Sequence[float], digits: int = 1) -> str:
-    """``mean ± standard deviation`` of a sample; the mean alone of one."""
+    """``mean ± standard deviation`` of a sample; the mean alone of one.
+
+    Example:
+        >>> mean_and_deviation([1, 2, 3])
+        '2.0 ± 1.0'
+    """
     mean = f'{statistics.mean(values):.{digits}f}'
     if len(values) > 1:
         mean += f' ± {statistics.stdev(values):.{digits}f}'
     return mean
+
+
+def write_results(results: Mapping[Path, Any]) -> None:
+    """Write text, bytes and tables to files, each complete or not at all.
+
+    A table becomes Markdown if the name ends in ``.md``, else CSV with all
+    its digits.
+    """
+    for path, result in results.items():
+        if isinstance(result, pd.DataFrame):
+            result = (
+                markdown_table(result) if path.suffix == '.md' else
+                result.to_csv(index=False))
+        write_atomically(
+            path,
+            result.encode() if isinstance(result, str) else result)

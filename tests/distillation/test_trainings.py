@@ -1,0 +1,141 @@
+"""Several trainings in one process: apart, resumed, refused."""
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+
+from wsld_plugin.analysis import read_history
+from wsld_plugin.distillation import Training, TrainingError, run_trainings
+
+TINY = Path(__file__).parents[1] / 'tools' / 'tiny_distillation.py'
+
+
+def tiny(folder: Path, **options: object) -> Training:
+    """Two epochs of four steps."""
+    cfg = Config.fromfile(TINY)
+    cfg.merge_from_dict({
+        'randomness': dict(seed=1),
+        'train_cfg.max_epochs': 2,
+        'train_dataloader.num_workers': 0,
+        'train_dataloader.batch_size': 8,
+        'train_dataloader.dataset.indices': 32,
+        'val_dataloader.dataset.indices': 40,
+        **options
+    })
+    return Training(cfg, folder)
+
+
+def same_weights(one: Training, other: Training) -> bool:
+    """Whether two trainings ended with the same students."""
+    states = [
+        torch.load(run.checkpoint, weights_only=False)['state_dict']
+        for run in (one, other)
+    ]
+    return all(
+        torch.equal(value, states[1][key])
+        for key, value in states[0].items())
+
+
+def test_trainings_leave_no_trace_in_each_other(
+        tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    alone, first, again = (
+        tiny(tmp_path / name / 'run') for name in ('alone', 'first', 'again'))
+    other = tiny(tmp_path / 'other', **{'randomness.seed': 2})
+    run_trainings([alone])
+    run_trainings([first, other, again])
+    assert same_weights(alone, again) and same_weights(alone, first)
+    assert not same_weights(alone, other)
+    captured = capsys.readouterr()
+    assert captured.err == ''
+    lines = captured.out.splitlines()
+    assert [line.split()[0] for line in lines] == 4 * ['Training', 'Trained']
+    for run in (first, other, again):
+        assert 'Epoch(train)' in (run.work_dir / 'train.log').read_text()
+        history = read_history(run.work_dir)
+        assert set(history.validations) == {1, 2}
+        assert [*run.work_dir.glob('epoch_*.pth')] == [run.checkpoint]
+    assert f'val {history.validations[2]["accuracy/top1"]:.1f}%' in lines[-1]
+    # Open files and closed streams are gone.
+    assert MMLogger.get_current_instance().handlers == []
+
+    kept = again.checkpoint.stat().st_mtime_ns
+    run_trainings([again, first])
+    assert capsys.readouterr().out.count('Reused') == 2
+    assert again.checkpoint.stat().st_mtime_ns == kept
+
+
+def test_cut_moved_and_continued(tmp_path: Path) -> None:
+    whole, cut = (
+        tiny(tmp_path / name, **{'train_cfg.max_epochs': 3})
+        for name in ('whole', 'cut'))
+    run_trainings([whole])
+
+    def interrupt() -> None:
+        while not (cut.work_dir / 'last_checkpoint').exists():
+            time.sleep(0.01)
+        signal.raise_signal(signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        run_trainings([cut])
+    assert not (cut.work_dir / 'finished').exists()
+    moved = Training(cut.cfg, tmp_path / 'moved')
+    cut.work_dir.rename(moved.work_dir)
+    run_trainings([moved])
+    assert 'resumed epoch: 1' in (moved.work_dir / 'train.log').read_text()
+    assert same_weights(whole, moved)
+
+    # Killed after the last epoch was saved and before it was validated.
+    log = max(moved.work_dir.glob('*/vis_data/scalars.json'))
+    *lines, last = log.read_text().splitlines(keepends=True)
+    log.write_text(''.join(lines))
+    (moved.work_dir / 'finished').unlink()
+    assert 3 not in read_history(moved.work_dir).validations
+    called: list[Training] = []
+    run_trainings([moved], called.append)
+    again = read_history(moved.work_dir).validations[3]
+    assert again['accuracy/top1'] == json.loads(last)['accuracy/top1']
+    assert called == [moved]
+
+
+def test_other_settings_never_go_on_in_a_folder(tmp_path: Path) -> None:
+    teacher = tmp_path / 'teacher.pth'
+    torch.save(torch.nn.Linear(2, 2).state_dict(), teacher)
+    run = tiny(tmp_path / 'run')
+    run_trainings([run])
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*')}
+    for key, value, message in (
+        ('optim_wrapper.optimizer.lr', 1, '"lr": 0.02 there, "lr": 1 here'),
+        ('randomness.seed', 3, '"seed": 1 there, "seed": 3 here'),
+        ('model.teacher_ckpt', str(teacher), '"teacher_ckpt": "sha256')):
+        # Before another one is begun.
+        with pytest.raises(TrainingError, match='another training') as told:
+            run_trainings(
+                [tiny(tmp_path / 'new'), tiny(run.work_dir, **{key: value})])
+        assert message in str(told.value) and '\n' not in str(told.value)
+    assert {path: path.stat().st_mtime_ns
+            for path in tmp_path.rglob('*')} == kept
+    (run.work_dir / 'settings.json').unlink()
+    with pytest.raises(TrainingError, match='another program began'):
+        run_trainings([run])
+
+
+def test_what_cannot_begin_is_said_before_anything_runs(
+        tmp_path: Path) -> None:
+    bad = tiny(tmp_path / 'bad', **{'model.teacher_ckpt': 'gone.pth'})
+    with pytest.raises(TrainingError, match='=gone'):
+        run_trainings([tiny(tmp_path / 'good'), bad])
+    assert not list(tmp_path.iterdir())
+    with FileLock(str(tmp_path / 'training.lock')), pytest.raises(
+            TrainingError, match='by another process'):
+        run_trainings([tiny(tmp_path)])
+    assert {path.name for path in tmp_path.iterdir()} <= {'training.lock'}
