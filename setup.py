@@ -31,7 +31,8 @@ class BuildWithMim(build_py):
                 shutil.copytree(
                     HERE / name,
                     mim / name,
-                    ignore=shutil.ignore_patterns('__pycache__'))
+                    ignore=shutil.ignore_patterns('__pycache__', 'benchmarks',
+                                                  'experiments'))
             else:
                 shutil.copy(HERE / name, mim / name)
 
@@ -85,6 +86,12 @@ setup(
         'deploy': ['onnx', 'onnxruntime', 'onnxscript'],
         # Decodes the part of a JPEG that a crop needs; no GPU is used.
         'data': ['nvidia-nvimgcodec-cu12; sys_platform == "linux"'],
+        # Snakemake 9 needs Python 3.11; for Slurm its plugin as well,
+        # snakemake-executor-plugin-slurm.
+        'experiments': [
+            'snakemake>=9; python_version >= "3.11"', 'pydantic>=2', 'pandas',
+            'scipy'
+        ],
         'test': ['pytest', 'pytest-timeout', 'pytest-xdist', 'tensorboard'],
         'lint': ['ruff', 'mypy'],
     },

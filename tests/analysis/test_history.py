@@ -25,13 +25,8 @@ def log(work_dir: Path,
     records: list[dict] = [{'teacher/accuracy/top1': 99.0, 'step': 0}]
     for epoch, accuracy in accuracies.items():
         for step in (2 * epoch - 1, 2 * epoch):
-            records.append({
-                'loss': 9.0,
-                'student.loss': 1 / step,
-                'epoch': epoch,
-                'iter': step,
-                'step': step
-            })
+            records.append({'loss': 9.0, 'student.loss': 1 / step,
+                            'epoch': epoch, 'iter': step, 'step': step})
         records.append({'time': 1.5, 'accuracy/top1': accuracy, 'step': epoch})
     folder = work_dir / attempt / 'vis_data'
     folder.mkdir(parents=True)
@@ -86,10 +81,9 @@ def test_methods_by_hand(tmp_path: Path) -> None:
 
 
 def test_names_of_methods() -> None:
-    assert method_name(Path('a/wsld_r34_seed12')) == 'wsld_r34'
-    assert method_name(Path('a/kd-run3')) == 'kd'
-    assert method_name(Path('a/kd/seed3')) == 'kd'
-    assert method_name(Path('a/overrun')) == 'overrun'
+    paths = ['a/wsld_r34_seed12', 'a/kd-run3', 'a/kd/seed3', 'a/overrun']
+    assert [method_name(Path(path)) for path in paths
+            ] == ['wsld_r34', 'kd', 'kd', 'overrun']
 
 
 def test_unusable_folders_are_named(tmp_path: Path) -> None:
@@ -166,5 +160,4 @@ def test_report_of_a_plan(tmp_path: Path, tested: bool) -> None:
     assert 'Missing: ce seed 2 (2 epochs so far).' in text
     differences = pd.read_csv(tmp_path / 'out/differences.csv')
     assert differences[differences.of == 'last']['mean'].tolist() == [18.0]
-    assert len(pd.read_csv(tmp_path / 'out/runs.csv')) == 5
     assert (tmp_path / 'out/curves.png').read_bytes().startswith(b'\x89PNG')

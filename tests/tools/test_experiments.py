@@ -3,13 +3,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import runpy
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +40,9 @@ PLAN: dict[str, Any] = {
         # So that there is time to kill it after the first epoch.
         'teacher': {'config': STUDENT, 'options': {EPOCHS: 30}},
         'ce': {'config': STUDENT, 'options': {EPOCHS: 30}},
-        'wsld': {
-            'config': DISTILLATION,
-            'needs': 'teacher',
-            # The teacher is a ResNet-18 here.
-            'options': {'model.teacher.backbone.depth': 18},
-        },
+        # Its teacher is a ResNet-18 here.
+        'wsld': {'config': DISTILLATION, 'needs': 'teacher',
+                 'options': {'model.teacher.backbone.depth': 18}},
     },
 }
 
@@ -70,28 +66,22 @@ def write(plan: Any = PLAN, **changes: Any) -> Path:
     return Path('plan.yml')
 
 
-@contextmanager
-def snakemake(*args: object) -> Iterator[subprocess.Popen]:
+def start(*args: object) -> subprocess.Popen:
     """The documented command, with what else is on its line."""
-    process = subprocess.Popen(
-        [sys.executable, '-m', 'snakemake', '--snakefile',
-         EXPERIMENTS / 'Snakefile', '--config', 'plan=plan.yml', '--cores',
-         '2', *map(str, args)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, 'CUDA_VISIBLE_DEVICES': '5,7'})
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+    with open('output', 'w') as file:
+        return subprocess.Popen(
+            [sys.executable, '-m', 'snakemake', '--snakefile',
+             EXPERIMENTS / 'Snakefile', '--config', 'plan=plan.yml',
+             '--cores', '2', *map(str, args)],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, 'CUDA_VISIBLE_DEVICES': '5,7'})
 
 
 def output(*args: object, code: int = 0) -> str:
-    with snakemake(*args) as process:
-        text = process.communicate()[0]
-    assert process.returncode == code, text
+    returned = start(*args).wait()
+    text = Path('output').read_text()
+    assert returned == code, text
     return text
 
 
@@ -109,51 +99,188 @@ def trainings() -> dict[str, int]:
     return found
 
 
-def times(folder: Path) -> dict[Path, int]:
-    return {
-        path: path.stat().st_mtime_ns
-        for path in folder.rglob('*') if path.is_file()
-    }
-
-
 @pytest.mark.timeout(600)
 def test_killed_resumed_tested_reported() -> None:
     write()
-    with snakemake() as process:
-        while not all(Path(run, 'last_checkpoint').exists()
-                      for run in trainings()) or len(trainings()) < 2:
-            assert process.poll() is None
-            time.sleep(0.05)
-        gpus = {
-            word for pid in trainings().values()
-            for word in Path(f'/proc/{pid}/environ').read_text().split('\0')
-            if word.startswith('CUDA_VISIBLE_DEVICES')
-        }
-        process.send_signal(signal.SIGKILL)
-    # One GPU for each. What is left behind trains on, one of them not.
-    assert gpus == {'CUDA_VISIBLE_DEVICES=5', 'CUDA_VISIBLE_DEVICES=7'}
-    teacher, ce = sorted(trainings(), reverse=True)
-    assert (Path(teacher).parent.name[:8], Path(ce).name) == ('teacher-',
-                                                             'seed-0')
-    os.kill(trainings()[teacher], signal.SIGKILL)
-    assert list(trainings()) == [ce]
+    process = start()
+    while len(running := trainings()) < 2 or not all(
+            Path(run, 'last_checkpoint').exists() for run in running):
+        assert process.poll() is None
+        time.sleep(0.05)
+    gpus = [
+        word for pid in running.values()
+        for word in Path(f'/proc/{pid}/environ').read_text().split('\0')
+        if word.startswith('CUDA_VISIBLE_DEVICES=')
+    ]
+    process.kill()
+    process.wait()
+    assert sorted(word[-1] for word in gpus) == ['5', '7']
+    # What is left behind trains on; one of them is killed as well.
+    ce, teacher = sorted(running)
+    os.kill(running[teacher], signal.SIGKILL)
+    os.kill(running[ce], 0)
     output()
-    # The one went on, the other was waited for.
+    # The one was trained on, the other waited for.
     assert 'resumed epoch: ' in Path(f'{teacher}.log').read_text()
-    logs = [path.read_text() for path in Path(ce).glob('2*/*.log')]
-    assert sum('Epoch(train)  [2]' in log or 'Epoch(train) [2]' in log
-               for log in logs) <= 1
+    assert [
+        sum('"iter"' in path.read_text()
+            for path in Path(run).glob('*/vis_data/scalars.json'))
+        for run in (teacher, ce)
+    ] == [2, 1]
     wsld, = Path('work_dirs/tiny').glob('wsld-*/seed-0')
-    assert f"teacher_ckpt='{teacher}/epoch_30.pth'" in wsld.with_suffix(
-        '.py').read_text()
+    assert (f"teacher_ckpt='{teacher}/epoch_30.pth'"
+            in wsld.with_suffix('.py').read_text())
     tested = json.loads(Path(f'{ce}.test.json').read_text())['accuracy/top1']
     report = Path('work_dirs/tiny/report/report.md').read_text()
-    assert f'| ce | 1 of 1 | ' in report and f'| {tested:.2f} |' in report
-    assert 'Missing' not in report
+    assert f'| {tested:.2f} |' in report and 'Missing' not in report
 
-    # Nothing twice, and nothing in the folder of other settings.
-    kept = times(Path('work_dirs'))
+    # Nothing is done twice, and nothing in the folder of other settings.
+    def times() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns
+                for path in Path('work_dirs').rglob('*')}
+
+    kept = times()
     assert 'Nothing to be done' in output()
     write(runs__teacher__options={EPOCHS: 31})
-    text = output('--dry-run', '--quiet', 'rules')
-    assert text.count('') and times(Path('work_dirs')) == kept
+    others = re.findall(r'output: (.*)/seed-0.test.json', output('--dry-run'))
+    assert [re.sub('-.*', '', Path(folder).name)
+            for folder in sorted(others)] == ['teacher', 'wsld']
+    assert times() == kept
+
+
+def test_a_last_validation_that_was_cut_is_made_up(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    run, logs = Path('run'), Path('run/1/vis_data/scalars.json')
+    logs.parent.mkdir(parents=True)
+    files = ['epoch_9.pth', 'epoch_10.pth', 'epoch_10_student.pth']
+    for file in [*files, 'last_checkpoint']:
+        (run / file).write_text('run/epoch_10.pth')
+    monkeypatch.setattr(sys, 'argv', ['', 'run/epoch_10.pth'])
+
+    def step_back(*validated: int) -> list[str]:
+        logs.write_text(''.join(f'{{"accuracy/top1": 1, "step": {epoch}}}\n'
+                                for epoch in validated))
+        runpy.run_path(str(EXPERIMENTS / 'step_back.py'))
+        return sorted(path.name for path in run.glob('epoch*'))
+
+    assert step_back(9, 10) == sorted(files)
+    assert step_back(9) == ['epoch_10_student.pth', 'epoch_9.pth']
+    assert (run / 'last_checkpoint').read_text() == 'run/epoch_9.pth'
+    (run / 'epoch_9.pth').rename(run / 'epoch_10.pth')
+    assert step_back() == ['epoch_10_student.pth']
+    assert not (run / 'last_checkpoint').exists()
+
+
+def read() -> dict[str, Any]:
+    from plan import read_plan
+    return read_plan(Path('plan.yml'), Path('w'))[1]
+
+
+def test_grid() -> None:
+    rate = 'optim_wrapper.optimizer.lr'
+    nesterov = {'optim_wrapper.optimizer.nesterov': [True, False]}
+    write(compare=[], runs={
+        'ce': {'config': STUDENT, 'seeds': [3, 1], 'options': {rate: 1},
+               'grid': {'rate': {rate: ['1e-3', 0.5]}, 'nesterov': nesterov}}
+    })
+    # As people write it: YAML takes it for text.
+    Path('plan.yml').write_text(
+        Path('plan.yml').read_text().replace("'1e-3'", '1e-3'))
+    runs = list(read().values())
+    assert [run.name for run in runs[::2]] == [
+        f'ce_rate-{one}_nesterov-{other}' for one in ('0.001', '0.5')
+        for other in ('true', 'false')
+    ]
+    assert [run.seed for run in runs] == 4 * [3, 1]
+    optimizer = runs[3].cfg.optim_wrapper.optimizer
+    assert (optimizer.lr, optimizer.nesterov) == (0.001, False)
+    assert runs[3].cfg.randomness.seed == 1
+
+
+def test_folders_are_named_after_the_settings(tmp_path: Path) -> None:
+    def folders(**changes: Any) -> dict[str, str]:
+        write(**changes)
+        return {run.name: run.work_dir.parent.name for run in read().values()}
+
+    def differ(**changes: Any) -> set[str]:
+        return {name for name, folder in folders(**changes).items()
+                if folder != before[name]}
+
+    before = folders()
+    assert len(set(before.values())) == 3
+    assert differ() == differ(runs__ce__seeds=[5]) == set()
+    assert differ(seeds=[5]) == {'wsld'}
+    assert differ(runs__ce__options={EPOCHS: 31}) == {'ce'}
+    # What it learns from is a part of what a student depends on.
+    assert differ(runs__teacher__options={EPOCHS: 31}) == {'teacher', 'wsld'}
+    assert differ(options__log_level='ERROR') == {*before}
+    # A teacher that no run trains: its file counts, not its name.
+    file = tmp_path / 'teacher.pth'
+    changes = dict(runs__wsld={'config': DISTILLATION,
+                               'options': {'model.teacher_ckpt': str(file)}})
+    before = folders(**changes)
+    file.write_bytes(b'one')
+    assert differ(**changes) == {'wsld'}
+    before = folders(**changes)
+    file.write_bytes(b'another')
+    assert differ(**changes) == {'wsld'}
+
+
+def test_all_mistakes_at_once() -> None:
+    from plan import ConfigError
+    write(
+        name='a/b', seeds=[0, 'one'], test='yes', extra=1,
+        compare=['kd', 'ce'],
+        runs__ce__lr=1,
+        runs__ce__seeds=[1, 1],
+        runs__wsld__needs='nobody',
+        runs__wsld__grid={'tau': {'log_level': []}, 'a b': {'log_level': [1]}},
+        runs__none={'needs': 'ce'},
+        runs__gone={'config': 'gone.py'},
+        runs__bad={'config': STUDENT, 'needs': 'ce',
+                   'options': {'randomness.seed': 1, 'optimizer': 'SGD'}},
+        runs__worse={'config': STUDENT,
+                     'options': {'param_scheduler.7.end': 1}},
+        runs__student={'config': DISTILLATION, 'needs': 'wsld',
+                       'options': {'model.teacher_ckpt': 'x.pth'}})
+    with Path('plan.yml').open('a') as file:
+        file.write('name: again\n')
+    with pytest.raises(ConfigError) as info:
+        read()
+    lines = str(info.value).split('\n')
+    assert all(line.startswith('plan.yml: ') for line in lines)
+    expected = [
+        'name stands twice', 'seeds.1: Input should be a valid integer',
+        'test: Input should be a valid boolean', 'extra: Extra inputs',
+        'runs.ce.lr: Extra inputs', 'runs.wsld.grid.tau.log_level: List sho',
+        'runs.wsld.grid.a b.[key]: String should match',
+        'runs.none.config: Field required',
+        'runs.ce: seeds: expected different ones, got [1, 1]',
+        'runs.wsld: needs: expected one seed of a network without a teacher, '
+        'got nobody', 'runs.gone: cannot read the config gone.py',
+        'tiny_student.py has no randomness.seed that a plan may set',
+        'tiny_student.py has no optimizer that a plan may set',
+        'runs.student: needs: expected a config with a model.teacher, and no',
+        'runs.bad: needs: expected one seed', 'param_scheduler.7.end=1',
+        'runs.student: needs: expected one seed', 'compare: expected some of'
+    ]
+    assert [part for part in expected
+            if sum(part in line for line in lines) != 1] == []
+    assert len(lines) == len(expected)
+
+
+@pytest.mark.parametrize('args, expected', [
+    ('plan=gone.yml', 'gone.yml: [Errno 2] No such file or directory'),
+    ('workdirs=x', 'expected --config plan=FILE')])
+def test_mistakes_are_told_without_a_trace(args: str, expected: str) -> None:
+    last = output('--config', args, code=2).splitlines()[-1]
+    assert last.startswith(expected)
+
+
+@pytest.mark.parametrize('path', sorted(EXPERIMENTS.glob('plans/*.yml')))
+def test_shipped_plans_can_be_run(path: Path) -> None:
+    from plan import read_plan
+    plan, runs = read_plan(path, Path('w'))
+    assert plan.name == path.stem and plan.test and plan.compare
+    counts = {'digits': 37, 'digits-regularization': 29, 'cifar10': 46}
+    assert len(runs) == counts[plan.name]

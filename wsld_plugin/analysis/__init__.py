@@ -8,13 +8,6 @@ from .bias_variance import (
 )
 from .drawing import plot_runs
 from .errors import AnalysisError
-from .experiments import (
-    Experiment,
-    compare_experiments,
-    draw_experiments,
-    paired_difference,
-    report_experiments,
-)
 from .history import History, read_config, read_history
 from .predictions import (
     SPLITS,
@@ -40,25 +33,22 @@ from .regularization import (
     striking_samples,
 )
 from .report import heading, image, page, paragraph, table
-from .runs import compare_runs, method_name
+from .runs import compare_runs
 from .tables import csv_table, markdown_table, mean_and_deviation, readable
 
 __all__ = [
     'SPLITS',
     'AnalysisError',
-    'Experiment',
     'History',
     'LossSettings',
     'Samples',
     'checkpoint_rows',
     'class_rows',
-    'compare_experiments',
     'compare_runs',
     'csv_table',
     'decompose',
     'decomposition_rows',
     'draw_decomposition',
-    'draw_experiments',
     'draw_samples',
     'draw_shares',
     'draw_weights',
@@ -72,9 +62,7 @@ __all__ = [
     'loss_settings',
     'markdown_table',
     'mean_and_deviation',
-    'method_name',
     'page',
-    'paired_difference',
     'paragraph',
     'picture',
     'plot_runs',
@@ -82,7 +70,6 @@ __all__ = [
     'read_history',
     'readable',
     'readable_rows',
-    'report_experiments',
     'sample_rows',
     'striking_classes',
     'striking_samples',
