@@ -8,6 +8,14 @@ from .bias_variance import (
 )
 from .drawing import plot_runs
 from .errors import AnalysisError
+from .experiments import (
+    Difference,
+    Experiment,
+    draw_experiments,
+    experiment_rows,
+    paired_difference,
+    readable_experiments,
+)
 from .history import History, read_config, read_history
 from .predictions import (
     SPLITS,
@@ -33,26 +41,42 @@ from .regularization import (
     striking_samples,
 )
 from .report import heading, image, page, paragraph, table
-from .runs import compare_runs
+from .runs import (
+    TrainingRun,
+    common_metric,
+    compare_runs,
+    draw_runs,
+    method_name,
+    read_runs,
+    readable_runs,
+    run_rows,
+)
 from .tables import csv_table, markdown_table, mean_and_deviation, readable
 
 __all__ = [
     'SPLITS',
     'AnalysisError',
+    'Difference',
+    'Experiment',
     'History',
     'LossSettings',
     'Samples',
+    'TrainingRun',
     'checkpoint_rows',
     'class_rows',
+    'common_metric',
     'compare_runs',
     'csv_table',
     'decompose',
     'decomposition_rows',
     'draw_decomposition',
+    'draw_experiments',
+    'draw_runs',
     'draw_samples',
     'draw_shares',
     'draw_weights',
     'evaluation_loader',
+    'experiment_rows',
     'heading',
     'image',
     'inspect_batch',
@@ -62,14 +86,20 @@ __all__ = [
     'loss_settings',
     'markdown_table',
     'mean_and_deviation',
+    'method_name',
     'page',
+    'paired_difference',
     'paragraph',
     'picture',
     'plot_runs',
     'read_config',
     'read_history',
+    'read_runs',
     'readable',
+    'readable_experiments',
     'readable_rows',
+    'readable_runs',
+    'run_rows',
     'sample_rows',
     'striking_classes',
     'striking_samples',
