@@ -1,48 +1,33 @@
-"""Reading logs, and comparing the runs that wrote them."""
+"""Reading logs, comparing the runs that wrote them, reports of plans."""
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from wsld_plugin.analysis import (
-    AnalysisError,
-    common_metric,
-    compare_runs,
-    csv_table,
-    draw_runs,
-    markdown_table,
-    method_name,
-    read_history,
-    read_runs,
-    readable_runs,
-    run_rows,
+from wsld_plugin.analysis import AnalysisError, compare_runs, read_history
+from wsld_plugin.analysis.experiments import (
+    paired_difference,
+    report_experiments,
 )
+from wsld_plugin.analysis.runs import method_name, read_runs
 
 
 def log(work_dir: Path,
         accuracies: dict[int, float],
-        attempt: str = '1',
+        attempt: str = '20260102_030405',
         seed: int | None = None,
         epochs: int = 2) -> Path:
     """What mmengine writes, two steps an epoch."""
     records: list[dict] = [{'teacher/accuracy/top1': 99.0, 'step': 0}]
     for epoch, accuracy in accuracies.items():
-        for half in (1, 2):
-            step = 2 * epoch - 2 + half
-            records.append({
-                'loss': 9.0,
-                'student.loss': 1 / step,
-                'epoch': epoch,
-                'iter': step,
-                'step': step
-            })
-        records.append({
-            'accuracy/top1': accuracy,
-            'time': 0.1,
-            'step': epoch
-        })
+        for step in (2 * epoch - 1, 2 * epoch):
+            records.append({'loss': 9.0, 'student.loss': 1 / step,
+                            'epoch': epoch, 'iter': step, 'step': step})
+        records.append({'time': 1.5, 'accuracy/top1': accuracy, 'step': epoch})
     folder = work_dir / attempt / 'vis_data'
     folder.mkdir(parents=True)
     (folder / 'scalars.json').write_text(''.join(
@@ -55,7 +40,7 @@ def log(work_dir: Path,
 
 
 def test_a_log_being_written(tmp_path: Path) -> None:
-    work_dir = log(tmp_path, {1: 50.0, 2: 60.0})
+    work_dir = log(tmp_path, {1: 50.0, 2: 60.0}, '1')
     with (work_dir / '1/vis_data/scalars.json').open('a') as file:
         file.write('{"accuracy/top1": 7')
     history = read_history(work_dir)
@@ -64,7 +49,7 @@ def test_a_log_being_written(tmp_path: Path) -> None:
 
 
 def test_resumed_and_restarted_attempts(tmp_path: Path) -> None:
-    log(tmp_path, {1: 50.0, 2: 60.0})
+    log(tmp_path, {1: 50.0, 2: 60.0}, '1')
     log(tmp_path, {2: 61.0, 3: 70.0}, '2')
     history = read_history(tmp_path)
     assert history.validation('accuracy/top1') == {1: 50, 2: 61, 3: 70}
@@ -75,42 +60,104 @@ def test_resumed_and_restarted_attempts(tmp_path: Path) -> None:
 
 
 def test_methods_by_hand(tmp_path: Path) -> None:
-    dirs = [
+    # In an order in which seeds of one method are apart, and with a comma.
+    ce = log(tmp_path / 'a,b' / 'ce', {1: 50.0}, seed=0)
+    kd = [
         log(tmp_path / 'kd_seed0', {1: 90.0, 2: 80.0}, seed=0),
-        log(tmp_path / 'kd_seed1', {1: 70.0, 2: 84.0}, seed=1),
-        log(tmp_path / 'ce', {1: 50.0}, seed=0),
+        log(tmp_path / 'kd_seed1', {1: 84.0, 2: 84.0}, seed=1)
     ]
-    methods = read_runs(dirs)
-    assert list(methods) == ['kd', 'ce']
-    metric = common_metric(methods)
-    assert metric == 'accuracy/top1'
-    kd, ce = compare_runs(methods, metric)
-    assert (kd['last mean'], kd['best mean']) == (82.0, 87.0)
-    assert kd['last std'] == pytest.approx(8**0.5)
-    assert kd['best epochs'] == '1 to 2'
-    assert (ce['runs'], ce['unfinished'], kd['unfinished']) == (1, 1, 0)
-    shown = readable_runs([kd, ce])
-    assert shown[0]['last epoch'] == '82.00 ± 2.83 (at 2)'
-    assert shown[1]['best epoch'] == '50.00 (at 1)'
-    assert markdown_table(shown).count('\n') == 4
-    lines = csv_table(run_rows(methods, metric)).splitlines()
-    assert len(lines) == 4 and lines[1].endswith(',0,False,2,80.0,1,90.0')
-    assert draw_runs(methods, metric).startswith(b'\x89PNG')
+    table = compare_runs([kd[0], ce, kd[1]], tmp_path / 'out')
+    assert table.attrs['metric'] == 'accuracy/top1'
+    # 80 and 84 deviate by sqrt(8), 90 and 84 by sqrt(18); the first of equals.
+    assert table.values.tolist() == [
+        ['kd', 2, 0, '82.00 ± 2.83 (at 2)', '87.00 ± 4.24 (at 1)'],
+        ['ce', 1, 1, '50.00 (at 1)', '50.00 (at 1)']
+    ]
+    rows = pd.read_csv(tmp_path / 'out' / 'runs.csv')
+    assert rows.run.tolist() == [str(kd[0]), str(ce), str(kd[1])]
+    assert rows['last epoch'].tolist() == [2, 1, 2]
+    assert '| 82.00 ± 2.83 (at 2) |' in (tmp_path / 'out/runs.md').read_text()
+    assert (tmp_path / 'out/runs.png').read_bytes().startswith(b'\x89PNG')
 
 
 def test_names_of_methods() -> None:
-    assert method_name(Path('a/wsld_r34_seed12')) == 'wsld_r34'
-    assert method_name(Path('a/kd-run3')) == 'kd'
-    assert method_name(Path('a/kd/seed3')) == 'kd'
-    assert method_name(Path('a/overrun')) == 'overrun'
+    paths = ['a/wsld_r34_seed12', 'a/kd-run3', 'a/kd/seed3', 'a/overrun']
+    assert [method_name(Path(path)) for path in paths
+            ] == ['wsld_r34', 'kd', 'kd', 'overrun']
 
 
 def test_unusable_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(AnalysisError, match='nothing holds no'):
         read_runs([tmp_path / 'nothing'])
-    same = [log(tmp_path / name, {1: 5.0}, seed=4) for name in ('a_seed1',
-                                                               'a_seed2')]
-    with pytest.raises(AnalysisError, match='same seed, 4'):
-        read_runs(same)
-    with pytest.raises(AnalysisError, match='runs of one method'):
-        read_runs([same[0], same[0]])
+    one, other = (log(tmp_path / name, {1: 5.0}, seed=4)
+                  for name in ('a_seed1', 'a_seed2'))
+    unknown = log(tmp_path / 'b', {1: 5.0})
+    for twice in ([unknown, one, other], [one, one], [unknown, unknown]):
+        with pytest.raises(AnalysisError, match='runs of one method') as info:
+            compare_runs(twice, tmp_path / 'out')
+        assert str(twice[-1]) in str(info.value)
+    assert not (tmp_path / 'out').exists()
+
+
+def test_paired_differences_have_closed_forms() -> None:
+    # Of seeds in another order, and one that the other does not have.
+    values = pd.Series({2: 55.0, 0: 51.0, 1: 56.0, 7: 90.0})
+    others = pd.Series({0: 50.0, 1: 54.0, 2: 52.0, 8: 0.0})
+    found = paired_difference(values, others)
+    # Differences 1, 2, 3: t = 2 / (1 / sqrt(3)) with 2 degrees of freedom,
+    # for which P(|T| > t) = 1 - t / sqrt(2 + t^2).
+    t = 2 * math.sqrt(3)
+    assert (found['mean'], found['std'], found['n']) == (2, 1, 3)
+    assert found['p'] == pytest.approx(1 - t / math.sqrt(2 + t * t))
+    # Two differences, 1 and 3: Cauchy, P(|T| > t) = 1 - 2 atan(t) / pi.
+    found = paired_difference(values[[0, 2]], others)
+    assert found['std'] == pytest.approx(math.sqrt(2))
+    assert found['p'] == pytest.approx(1 - 2 * math.atan(2) / math.pi)
+
+
+def test_no_test_without_spread() -> None:
+    one = paired_difference(pd.Series([3.0, 9.0]), pd.Series([1.0]))
+    assert one['text'] == '+2.00 (n = 1)' and math.isnan(one['p'])
+    none = paired_difference(pd.Series({0: 3.0}), pd.Series({1: 1.0}))
+    assert (none['text'], none['n']) == ('', 0)
+    # 0.3 - 0.1 and 0.5 - 0.3 differ by rounding only.
+    same = paired_difference(pd.Series([0.3, 0.5]), pd.Series([0.1, 0.3]))
+    assert same['std'] == 0 and math.isnan(same['p'])
+
+
+@pytest.mark.parametrize('tested', [False, True])
+def test_report_of_a_plan(tmp_path: Path, tested: bool) -> None:
+    runs = [(name, seed, tmp_path / f'{name}-0123' / f'seed-{seed}',
+             tmp_path / f'{name}-{seed}.json')
+            for name, seeds in {'t': [0], 'ce': [0, 1, 2], 'kd': [1, 0]
+                                }.items() for seed in seeds]
+    with pytest.raises(AnalysisError, match='no run of the plan is finished'):
+        report_experiments(runs, ['ce'], {'t'}, tmp_path / 'out')
+    for number, (name, seed, work_dir, file) in enumerate(runs):
+        log(work_dir, {1: 60.0, 2: 50.0 + number**2}, seed=seed)
+        if (name, seed) != ('ce', 2):
+            file.write_text(json.dumps(
+                {'accuracy/top1': 70.0 - number} if tested else {}))
+    table = report_experiments(runs, ['ce'], {'t'}, tmp_path / 'out')
+    assert table.run.tolist() == ['t', 'ce', 'kd']
+    assert table.seeds.tolist() == ['1 of 1', '2 of 3', '2 of 2']
+    # By seed: kd has 75 and 66, ce 51 and 54; 1 and 0 are 66 - 54, 75 - 51.
+    assert table['last epoch'].tolist() == [
+        '50.00', '52.50 ± 2.12', '70.50 ± 6.36'
+    ]
+    assert table['best epoch'].tolist()[1] == '60.00 ± 0.00'
+    if tested:
+        # Tests of seeds 0 and 1: 69, 68 and 65, 66.
+        assert table.test.tolist()[0] == '70.00'
+        assert table['test - ce'].tolist() == [
+            '', '', '-3.00 ± 1.41 (p = 0.2, n = 2)'
+        ]
+    else:
+        assert table['last - ce'].tolist()[:2] == ['', '']
+        assert table['last - ce'].tolist()[2].startswith('+18.00 ± 8.49 (p')
+        assert 'test' not in table
+    text = (tmp_path / 'out/report.md').read_text()
+    assert 'Missing: ce seed 2 (2 epochs so far).' in text
+    differences = pd.read_csv(tmp_path / 'out/differences.csv')
+    assert differences[differences.of == 'last']['mean'].tolist() == [18.0]
+    assert (tmp_path / 'out/curves.png').read_bytes().startswith(b'\x89PNG')

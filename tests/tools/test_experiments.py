@@ -1,33 +1,33 @@
-"""tools/experiments.py on tiny trainings, and plans that cannot be run."""
+"""Plans: real runs that are killed and go on, and what cannot be run."""
 from __future__ import annotations
 
-import csv
-import fcntl
 import json
 import os
-import shlex
+import re
+import runpy
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 
+pytest.importorskip('snakemake')
 HERE = Path(__file__).parent
-TOOLS = HERE.parents[1] / 'tools'
-STUDENT = str(HERE / 'tiny_student.py')
-DISTILLATION = str(HERE / 'tiny_distillation.py')
+EXPERIMENTS = HERE.parents[1] / 'tools' / 'experiments'
+STUDENT, DISTILLATION = (str(HERE / f'tiny_{name}.py')
+                         for name in ('student', 'distillation'))
+EPOCHS = 'train_cfg.max_epochs'
 PLAN: dict[str, Any] = {
     'name': 'tiny',
     'seeds': [0],
+    'test': True,
+    'compare': ['ce'],
     'options': {
-        'train_cfg.max_epochs': 1,
+        EPOCHS: 1,
         'train_cfg.val_interval': 1,
         'train_dataloader.dataset.indices': 20,
         'train_dataloader.batch_size': 5,
@@ -36,407 +36,251 @@ PLAN: dict[str, Any] = {
         'test_dataloader.dataset.indices': 20,
         'default_hooks.checkpoint.interval': 1,
     },
-    'compare': ['ce'],
     'runs': {
-        'teacher': {
-            'config': STUDENT,
-            'options': {
-                # So that there is time to kill it after the first.
-                'train_cfg.max_epochs': 20
-            }
-        },
-        'ce': {
-            'config': STUDENT
-        },
-        'wsld': {
-            'config': DISTILLATION,
-            'needs': 'teacher',
-            'options': {
-                # The teacher is a ResNet-18 here.
-                'model.teacher.backbone.depth': 18
-            },
-            'published': {
-                'figure': 72.04,
-                'source': 'authors'
-            }
-        }
-    }
+        # So that there is time to kill it after the first epoch.
+        'teacher': {'config': STUDENT, 'options': {EPOCHS: 30}},
+        'ce': {'config': STUDENT, 'options': {EPOCHS: 30}},
+        # Its teacher is a ResNet-18 here.
+        'wsld': {'config': DISTILLATION, 'needs': 'teacher',
+                 'options': {'model.teacher.backbone.depth': 18}},
+    },
 }
-
-Call = Callable[..., None]
 
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for key in ('NNODES', 'NODE_RANK', 'MASTER_ADDR', 'PORT'):
-        monkeypatch.delenv(key, raising=False)
-    monkeypatch.syspath_prepend(str(TOOLS))
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
 
 
-def changed(**changes: Any) -> dict[str, Any]:
-    """The plan with other values; those of dicts by dotted path."""
-    plan = json.loads(json.dumps(PLAN))
+def write(plan: Any = PLAN, **changes: Any) -> Path:
+    """The plan, with other values by dotted path."""
+    plan = json.loads(json.dumps(plan))
     for path, value in changes.items():
         *keys, last = path.split('__')
         part = plan
         for key in keys:
             part = part[key]
-        if value is None:
-            del part[last]
-        else:
-            part[last] = value
-    return plan
+        part[last] = value
+    Path('plan.yml').write_text(yaml.safe_dump(plan, sort_keys=False))
+    return Path('plan.yml')
 
 
-def write(plan: Any) -> Path:
-    path = Path('plan.yml')
-    path.write_text(yaml.safe_dump(plan, sort_keys=False))
-    return path
+def start(*args: object) -> subprocess.Popen:
+    """The documented command, with what else is on its line."""
+    with open('output', 'w') as file:
+        return subprocess.Popen(
+            [sys.executable, '-m', 'snakemake', '--snakefile',
+             EXPERIMENTS / 'Snakefile', '--config', 'plan=plan.yml',
+             '--cores', '2', *map(str, args)],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, 'CUDA_VISIBLE_DEVICES': '5,7'})
 
 
-def message(call_tool: Call, *args: object) -> str:
-    """The one line that a command leaves with."""
-    with pytest.raises(SystemExit) as leaving:
-        call_tool('experiments.py', *args)
-    assert isinstance(leaving.value.code, str)
-    assert '\n' not in leaving.value.code
-    return leaving.value.code
+def output(*args: object, code: int = 0) -> str:
+    returned = start(*args).wait()
+    text = Path('output').read_text()
+    assert returned == code, text
+    return text
 
 
-def kill_after_first_epoch(work_dir: Path) -> None:
-    """Kill the process that trains there, as the kernel does out of memory."""
-    # Written after the checkpoint itself.
-    while not (work_dir / 'last_checkpoint').exists():
-        time.sleep(0.01)
+def trainings() -> dict[str, int]:
+    """Processes that train in this folder, by their work dir."""
+    found = {}
     for path in Path('/proc').glob('[0-9]*/cmdline'):
         try:
-            arguments = path.read_text().split('\0')
+            words = path.read_text().split('\0')
+            inside = (path.parent / 'cwd').resolve() == Path.cwd()
         except OSError:  # has ended
             continue
-        if str(work_dir) in arguments and 'train.py' in arguments[1]:
-            os.kill(int(path.parts[2]), signal.SIGKILL)
-
-
-def times(folder: Path) -> dict[Path, int]:
-    return {
-        path: path.stat().st_mtime_ns
-        for path in folder.rglob('*') if path.is_file()
-    }
+        if inside and words[1:] and words[1].endswith('train.py'):
+            found[words[words.index('--work-dir') + 1]] = int(path.parts[2])
+    return found
 
 
 @pytest.mark.timeout(600)
-def test_killed_resumed_reused_tested_reported(
-        call_tool: Call, capsys: pytest.CaptureFixture) -> None:
-    plan = write(PLAN)
-    folder = Path('work_dirs', 'tiny')
-    teacher, ce, wsld = (folder / name / 'seed-0'
-                         for name in ('teacher', 'ce', 'wsld'))
-    killer = threading.Thread(
-        target=kill_after_first_epoch, args=[teacher], daemon=True)
-    killer.start()
-    # One fails, what needs it is not tried, and the other goes on.
-    assert message(call_tool, plan, '--jobs', 2).endswith(
-        '2 of 3 runs failed: teacher, seed 0; wsld, seed 0')
-    output = capsys.readouterr().out
-    last = [
-        line for line in (teacher / 'train.log').read_text().split('\n')
-        if line.strip()
-    ][-1].strip()
-    assert f'{teacher} ended with exit code -9 ({last})' in output
-    assert f'{wsld} needs teacher, seed 0, which failed' in output
-    assert 'Trained  work_dirs/tiny/ce/seed-0: val ' in output
-    assert not wsld.exists()
-    mark = json.loads((ce / 'training.json').read_text())
-    assert (mark['finished'], mark['run'], mark['seed']) == (True, 'ce', 0)
-    assert mark['versions']['torch'] == torch.__version__
-    assert mark['seconds'] > 0
-
-    # A half-finished plan can be looked at.
-    call_tool('experiments.py', 'report', plan)
-    output = capsys.readouterr().out
-    assert 'wsld, seed 0: not started' in output
-    assert 'teacher, seed 0: ' in output and ' of 20 epochs' in output
-
-    before = times(ce)
-    call_tool('experiments.py', plan)
-    output = capsys.readouterr().out
-    assert f'Reused   {ce}' in output and times(ce) == before
-    assert '2 of 2 runs done, 0 at work, 0 failed' in output
-    assert 'resumed epoch: ' in (teacher / 'train.log').read_text()
-    assert len(list(teacher.glob('*/vis_data/scalars.json'))) == 2
-    # It learnt from the teacher that the plan trained.
-    weights = torch.load(teacher / 'epoch_20.pth', weights_only=False)
-    log = (wsld / 'train.log').read_text()
-    assert f"teacher_ckpt='{teacher}/epoch_20.pth'" in log
-    assert weights['meta']['epoch'] == 20
-
-    # Nothing is done again, and nothing is taken for what it is not.
-    # A checkpoint that nothing needs any more may be removed.
-    (teacher / 'epoch_20.pth').unlink()
-    kept = times(folder)
-    call_tool('experiments.py', plan)
-    assert capsys.readouterr().out.count('Reused') == 3
-    write(changed(runs__teacher__options={'train_cfg.max_epochs': 21}))
-    assert message(call_tool, plan).endswith(
-        f'{teacher} was trained with train_cfg.max_epochs = 20, the plan '
-        'says 21 (and 1 more): give the run another name, or remove the '
-        'folder')
-    assert times(folder) == kept
-
-    # Tests what is not tested.
-    for work_dir, accuracy in ((teacher, 90.0), (wsld, 70.0)):
-        (work_dir / 'test.json').write_text(
-            json.dumps({'accuracy/top1': accuracy}))
-    write(changed() | {'test': True})
-    call_tool('experiments.py', plan)
-    assert 'Training' not in capsys.readouterr().out
-    tested = json.loads((ce / 'test.json').read_text())['accuracy/top1']
-    call_tool('experiments.py', 'report', plan, '--out', 'results')
-    assert 'Missing' not in capsys.readouterr().out
-    with open('results/experiments.csv') as file:
-        rows = {row['run']: row for row in csv.DictReader(file)}
-    assert float(rows['ce']['test mean']) == tested
-    assert float(rows['wsld']['test - ce mean']) == 70 - tested
-    # A teacher is no method.
-    assert rows['teacher']['test - ce mean'] == 'nan'
-    assert '72.04* (authors)' in Path('results/report.md').read_text()
-    for name in ('experiments.png', 'curves.png'):
-        assert Path('results', name).read_bytes().startswith(b'\x89PNG')
-
-
-def test_waits_for_a_process_that_is_at_it(
-        capsys: pytest.CaptureFixture) -> None:
-    from crew import Crew, Launcher
-    from plans import read_plan
-    from rich.console import Console
-    run, = read_plan(write(changed(runs={'ce': {'config': STUDENT}}))).all_runs
-    crew = Crew([run], Console(), Launcher(), [{}])
-    run.work_dir.mkdir(parents=True)
-    with run.log.open('a') as log:
-        fcntl.flock(log, fcntl.LOCK_EX)
-        for _ in range(2):
-            crew.start_what_can_start()
-        assert (crew.jobs, crew.waiting) == ([], [run])
-    assert capsys.readouterr().out.count('Waiting') == 1
-    assert list(run.work_dir.iterdir()) == [run.log]
-
-
-def test_what_a_log_ends_with_is_no_markup(
-        capsys: pytest.CaptureFixture) -> None:
-    from crew import Crew, Launcher
-    from plans import read_plan
-    from rich.console import Console
-    run, = read_plan(write(changed(runs={'ce': {'config': STUDENT}}))).all_runs
-    why = '[rank0]: OSError: cannot open [/data/x]'
-    Crew([run], Console(), Launcher(), [{}]).fail(run, why)
-    assert f'Failed   {why}' in capsys.readouterr().out
-
-
-def lines(call_tool: Call, capsys: pytest.CaptureFixture,
-          *args: object) -> list[list[str]]:
-    call_tool('experiments.py', write(PLAN), '--dry-run', *args)
-    assert not Path('work_dirs').exists()
-    return [
-        shlex.split(line) for line in capsys.readouterr().out.splitlines()
+def test_killed_resumed_tested_reported() -> None:
+    write()
+    process = start()
+    while len(running := trainings()) < 2 or not all(
+            Path(run, 'last_checkpoint').exists() for run in running):
+        assert process.poll() is None
+        time.sleep(0.05)
+    gpus = [
+        word for pid in running.values()
+        for word in Path(f'/proc/{pid}/environ').read_text().split('\0')
+        if word.startswith('CUDA_VISIBLE_DEVICES=')
     ]
+    process.kill()
+    process.wait()
+    assert sorted(word[-1] for word in gpus) == ['5', '7']
+    # What is left behind trains on; one of them is killed as well.
+    ce, teacher = sorted(running)
+    os.kill(running[teacher], signal.SIGKILL)
+    os.kill(running[ce], 0)
+    output()
+    # The one was trained on, the other waited for.
+    assert 'resumed epoch: ' in Path(f'{teacher}.log').read_text()
+    assert [
+        sum('"iter"' in path.read_text()
+            for path in Path(run).glob('*/vis_data/scalars.json'))
+        for run in (teacher, ce)
+    ] == [2, 1]
+    wsld, = Path('work_dirs/tiny').glob('wsld-*/seed-0')
+    assert (f"teacher_ckpt='{teacher}/epoch_30.pth'"
+            in wsld.with_suffix('.py').read_text())
+    tested = json.loads(Path(f'{ce}.test.json').read_text())['accuracy/top1']
+    report = Path('work_dirs/tiny/report/report.md').read_text()
+    assert f'| {tested:.2f} |' in report and 'Missing' not in report
+
+    # Nothing is done twice, and nothing in the folder of other settings.
+    def times() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns
+                for path in Path('work_dirs').rglob('*')}
+
+    kept = times()
+    assert 'Nothing to be done' in output()
+    write(runs__teacher__options={EPOCHS: 31})
+    others = re.findall(r'output: (.*)/seed-0.test.json', output('--dry-run'))
+    assert [re.sub('-.*', '', Path(folder).name)
+            for folder in sorted(others)] == ['teacher', 'wsld']
+    assert times() == kept
 
 
-OPTIONS = [
-    'randomness.seed=0',
-    *(f'{key}={value}' for key, value in PLAN['options'].items())
-]
-STUDENTS_OPTIONS = [
-    *OPTIONS, 'model.teacher.backbone.depth=18',
-    'model.teacher_ckpt=work_dirs/tiny/teacher/seed-0/epoch_20.pth'
-]
-
-
-def test_dry_run(call_tool: Call, capsys: pytest.CaptureFixture) -> None:
-    teacher, ce, wsld = lines(call_tool, capsys)
-    assert ce[1:] == [
-        str(TOOLS / 'train.py'), STUDENT, '--work-dir',
-        'work_dirs/tiny/ce/seed-0', '--resume', '--cfg-options', *OPTIONS
-    ]
-    assert 'train_cfg.max_epochs=20' in teacher
-    assert wsld[wsld.index('--cfg-options') + 1:] == STUDENTS_OPTIONS
-
-
-def test_a_reader_of_the_dry_run_may_stop_early() -> None:
-    read, written = os.pipe()
-    os.close(read)
-    done = subprocess.run([
-        sys.executable, TOOLS / 'experiments.py',
-        write(PLAN), '--dry-run'
-    ], stdout=written, stderr=subprocess.PIPE, text=True)
-    os.close(written)
-    assert done.returncode == 1
-    assert 'BrokenPipeError' not in done.stderr
-
-
-def test_dry_run_with_slurm(call_tool: Call,
-                            capsys: pytest.CaptureFixture) -> None:
-    _, _, wsld = lines(call_tool, capsys, '--launcher', 'slurm',
-                       '--partition', 'night', '--gpus', 16)
-    assert wsld[0] == 'GPUS=16' and wsld[1].startswith('PYTHON=')
-    assert wsld[2:] == [
-        'bash', str(TOOLS / 'slurm_train.sh'), 'night', 'tiny_wsld_seed-0',
-        DISTILLATION, 'work_dirs/tiny/wsld/seed-0', '--resume',
-        '--cfg-options', *STUDENTS_OPTIONS
-    ]
-
-
-def test_dry_run_on_several_machines(
-        call_tool: Call, capsys: pytest.CaptureFixture,
+def test_a_last_validation_that_was_cut_is_made_up(
         monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv('NNODES', '2')
-    args = ('--launcher', 'pytorch', '--gpus', 8)
-    assert 'NNODES=2 needs NODE_RANK and MASTER_ADDR and PORT too' in message(
-        call_tool, write(PLAN), *args)
-    monkeypatch.setenv('NODE_RANK', '1')
-    monkeypatch.setenv('MASTER_ADDR', 'node0')
-    monkeypatch.setenv('PORT', '29500')
-    _, ce, _ = lines(call_tool, capsys, *args)
-    assert ce[:4] == [
-        'NNODES=2', 'NODE_RANK=1', 'MASTER_ADDR=node0', 'PORT=29500'
-    ]
-    assert ce[5:] == [
-        'bash', str(TOOLS / 'dist_train.sh'), STUDENT, '8', '--work-dir',
-        'work_dirs/tiny/ce/seed-0', '--resume', '--cfg-options', *OPTIONS
-    ]
-    assert 'only the first machine runs a plan' in message(
-        call_tool, write(PLAN), *args)
+    run, logs = Path('run'), Path('run/1/vis_data/scalars.json')
+    logs.parent.mkdir(parents=True)
+    files = ['epoch_9.pth', 'epoch_10.pth', 'epoch_10_student.pth']
+    for file in [*files, 'last_checkpoint']:
+        (run / file).write_text('run/epoch_10.pth')
+    monkeypatch.setattr(sys, 'argv', ['', 'run/epoch_10.pth'])
+
+    def step_back(*validated: int) -> list[str]:
+        logs.write_text(''.join(f'{{"accuracy/top1": 1, "step": {epoch}}}\n'
+                                for epoch in validated))
+        runpy.run_path(str(EXPERIMENTS / 'step_back.py'))
+        return sorted(path.name for path in run.glob('epoch*'))
+
+    assert step_back(9, 10) == sorted(files)
+    assert step_back(9) == ['epoch_10_student.pth', 'epoch_9.pth']
+    assert (run / 'last_checkpoint').read_text() == 'run/epoch_9.pth'
+    (run / 'epoch_9.pth').rename(run / 'epoch_10.pth')
+    assert step_back() == ['epoch_10_student.pth']
+    assert not (run / 'last_checkpoint').exists()
 
 
-def test_runs_share_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    from crew import Launcher, slots
-    from plans import read_plan
-    runs = read_plan(write(PLAN)).all_runs
-    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
-    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '3,5')
-    key = 'CUDA_VISIBLE_DEVICES'
-    assert slots(Launcher(), None, runs) == [{key: '3'}, {key: '5'}]
-    assert slots(Launcher(), 3, runs)[2] == {key: '3'}
-    assert slots(Launcher('pytorch', 2), None, runs) == [{key: '3,5'}]
-    assert slots(Launcher(), None, runs[:1]) == [{key: '3'}]
-    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 0)
-    assert slots(Launcher(), None, runs) == [{}]
+def read() -> dict[str, Any]:
+    from plan import read_plan
+    return read_plan(Path('plan.yml'), Path('w'))[1]
 
 
 def test_grid() -> None:
-    from plans import read_plan
     rate = 'optim_wrapper.optimizer.lr'
-    nesterov = 'optim_wrapper.optimizer.nesterov'
-    plan = read_plan(
-        write(
-            changed(
-                runs={
-                    'ce': {
-                        'config': STUDENT,
-                        'seeds': [3, 1],
-                        'options': {
-                            rate: 1
-                        },
-                        'grid': {
-                            'recipe': {
-                                rate: ['1e-3', 0.5],
-                                'optim_wrapper.optimizer.momentum': [0, 0.9]
-                            },
-                            'nesterov': {
-                                nesterov: [True, False]
-                            }
-                        }
-                    }
-                },
-                compare=['ce_recipe-0.5_nesterov-true'])))
-    assert list(plan.runs) == [
-        f'ce_recipe-{one}_nesterov-{other}' for one in ('1e-3', '0.5')
+    nesterov = {'optim_wrapper.optimizer.nesterov': [True, False]}
+    write(compare=[], runs={
+        'ce': {'config': STUDENT, 'seeds': [3, 1], 'options': {rate: 1},
+               'grid': {'rate': {rate: ['1e-3', 0.5]}, 'nesterov': nesterov}}
+    })
+    # As people write it: YAML takes it for text.
+    Path('plan.yml').write_text(
+        Path('plan.yml').read_text().replace("'1e-3'", '1e-3'))
+    runs = list(read().values())
+    assert [run.name for run in runs[::2]] == [
+        f'ce_rate-{one}_nesterov-{other}' for one in ('0.001', '0.5')
         for other in ('true', 'false')
     ]
-    _, run = plan.runs['ce_recipe-1e-3_nesterov-false']
-    assert run.work_dir == Path(
-        'work_dirs/tiny/ce_recipe-1e-3_nesterov-false/seed-1')
-    optimizer = run.cfg.optim_wrapper.optimizer
-    assert (optimizer.lr, optimizer.momentum, optimizer.nesterov,
-            run.cfg.randomness.seed) == (0.001, 0, False, 1)
-    assert [run.seed for run in plan.all_runs] == 4 * [1] + 4 * [3]
+    assert [run.seed for run in runs] == 4 * [3, 1]
+    optimizer = runs[3].cfg.optim_wrapper.optimizer
+    assert (optimizer.lr, optimizer.nesterov) == (0.001, False)
+    assert runs[3].cfg.randomness.seed == 1
 
 
-MISTAKES: dict[str, dict[str, Any]] = {
-    "expected one of name, seeds, runs, options, test, compare, got 'run'":
-    dict(run=1),
-    "expected the key seeds, got 'name, options": dict(seeds=None),
-    'name: expected a name of letters, digits': dict(name='a/b'),
-    'seeds: expected a list of different numbers from 0, got [1, 1]':
-    dict(seeds=[1, 1]),
-    "test: expected true or false, got 'yes'": dict(test='yes'),
-    "compare: expected some of teacher, ce, wsld, got 'kd'":
-    dict(compare=['kd']),
-    "runs.ce: expected one of config, seeds, options": dict(runs__ce__lr=1),
-    'runs.ce.config: cannot read': dict(runs__ce__config='missing.py'),
-    "runs.wsld.needs: expected one of teacher, ce, wsld, got 'kd'":
-    dict(runs__wsld__needs='kd'),
-    'runs.wsld.needs: expected a run with one seed': dict(
-        runs__teacher__seeds=[0, 1]),
-    'runs.ce.needs: expected a config with a model.teacher': dict(
-        runs__ce__needs='teacher'),
-    "runs.wsld.needs: expected one of teacher, ce, wsld, got ['ce']":
-    dict(runs__wsld__needs=['ce']),
-    "compare: expected some of teacher, ce, wsld, got ['ce']":
-    dict(compare=[['ce']]),
-    "runs: expected no run that needs itself in the end, got 'wsld'":
-    dict(runs__wsld__needs='wsld'),
-    'options.work_dir: expected an option that the runner does not set':
-    dict(options__work_dir='x'),
-    "options.log_level: expected text without commas and blanks": dict(
-        options__log_level='a, b'),
-    "runs.teacher: expected options that": dict(options__optimizer='SGD'),
-    'runs.teacher: the options do not fit': {
-        'options__param_scheduler.7.end': 1
-    },
-    'runs.ce.grid.lr: expected options with equally many values': dict(
-        runs__ce__grid={'lr': {
-            'log_level': ['A', 'B'],
-            'load_from': ['a']
-        }}),
-    'runs.wsld.published: expected the key source': dict(
-        runs__wsld__published={'figure': 1}),
-}
+def test_folders_are_named_after_the_settings(tmp_path: Path) -> None:
+    def folders(**changes: Any) -> dict[str, str]:
+        write(**changes)
+        return {run.name: run.work_dir.parent.name for run in read().values()}
+
+    def differ(**changes: Any) -> set[str]:
+        return {name for name, folder in folders(**changes).items()
+                if folder != before[name]}
+
+    before = folders()
+    assert len(set(before.values())) == 3
+    assert differ() == differ(runs__ce__seeds=[5]) == set()
+    assert differ(seeds=[5]) == {'wsld'}
+    assert differ(runs__ce__options={EPOCHS: 31}) == {'ce'}
+    # What it learns from is a part of what a student depends on.
+    assert differ(runs__teacher__options={EPOCHS: 31}) == {'teacher', 'wsld'}
+    assert differ(options__log_level='ERROR') == {*before}
+    # A teacher that no run trains: its file counts, not its name.
+    file = tmp_path / 'teacher.pth'
+    changes = dict(runs__wsld={'config': DISTILLATION,
+                               'options': {'model.teacher_ckpt': str(file)}})
+    before = folders(**changes)
+    file.write_bytes(b'one')
+    assert differ(**changes) == {'wsld'}
+    before = folders(**changes)
+    file.write_bytes(b'another')
+    assert differ(**changes) == {'wsld'}
 
 
-@pytest.mark.parametrize('expected', MISTAKES)
-def test_mistakes_are_told_in_one_line(expected: str,
-                                       call_tool: Call) -> None:
-    plan = write(changed(**MISTAKES[expected]))
-    assert expected in message(call_tool, plan)
-    assert [path.name for path in Path().iterdir()] == ['plan.yml']
+def test_all_mistakes_at_once() -> None:
+    from plan import ConfigError
+    write(
+        name='a/b', seeds=[0, 'one'], test='yes', extra=1,
+        compare=['kd', 'ce'],
+        runs__ce__lr=1,
+        runs__ce__seeds=[1, 1],
+        runs__wsld__needs='nobody',
+        runs__wsld__grid={'tau': {'log_level': []}, 'a b': {'log_level': [1]}},
+        runs__none={'needs': 'ce'},
+        runs__gone={'config': 'gone.py'},
+        runs__bad={'config': STUDENT, 'needs': 'ce',
+                   'options': {'randomness.seed': 1, 'optimizer': 'SGD'}},
+        runs__worse={'config': STUDENT,
+                     'options': {'param_scheduler.7.end': 1}},
+        runs__student={'config': DISTILLATION, 'needs': 'wsld',
+                       'options': {'model.teacher_ckpt': 'x.pth'}})
+    with Path('plan.yml').open('a') as file:
+        file.write('name: again\n')
+    with pytest.raises(ConfigError) as info:
+        read()
+    lines = str(info.value).split('\n')
+    assert all(line.startswith('plan.yml: ') for line in lines)
+    expected = [
+        'name stands twice', 'seeds.1: Input should be a valid integer',
+        'test: Input should be a valid boolean', 'extra: Extra inputs',
+        'runs.ce.lr: Extra inputs', 'runs.wsld.grid.tau.log_level: List sho',
+        'runs.wsld.grid.a b.[key]: String should match',
+        'runs.none.config: Field required',
+        'runs.ce: seeds: expected different ones, got [1, 1]',
+        'runs.wsld: needs: expected one seed of a network without a teacher, '
+        'got nobody', 'runs.gone: cannot read the config gone.py',
+        'tiny_student.py has no randomness.seed that a plan may set',
+        'tiny_student.py has no optimizer that a plan may set',
+        'runs.student: needs: expected a config with a model.teacher, and no',
+        'runs.bad: needs: expected one seed', 'param_scheduler.7.end=1',
+        'runs.student: needs: expected one seed', 'compare: expected some of'
+    ]
+    assert [part for part in expected
+            if sum(part in line for line in lines) != 1] == []
+    assert len(lines) == len(expected)
 
 
-def test_other_mistakes(call_tool: Call,
-                        capsys: pytest.CaptureFixture) -> None:
-    assert 'cannot read the plan missing.yml' in message(
-        call_tool, 'missing.yml')
-    plan = write(PLAN)
-    assert 'no run of the plan tiny is finished' in message(
-        call_tool, 'report', plan)
-    plan.write_text('a: [')
-    assert 'cannot read the plan plan.yml' in message(call_tool, plan)
-    for args in (['--jobs', 0], ['--gpus', 2], ['--launcher', 'slurm']):
-        with pytest.raises(SystemExit):
-            call_tool('experiments.py', plan, *args)
-        assert 'experiments.py: error: ' in capsys.readouterr().err
+@pytest.mark.parametrize('args, expected', [
+    ('plan=gone.yml', 'gone.yml: [Errno 2] No such file or directory'),
+    ('workdirs=x', 'expected --config plan=FILE')])
+def test_mistakes_are_told_without_a_trace(args: str, expected: str) -> None:
+    last = output('--config', args, code=2).splitlines()[-1]
+    assert last.startswith(expected)
 
 
-@pytest.mark.parametrize(
-    'path',
-    sorted((TOOLS.parent / 'configs' / 'plans').iterdir()),
-    ids=lambda path: path.name)
-def test_shipped_plans_can_be_run(path: Path, call_tool: Call,
-                                  capsys: pytest.CaptureFixture) -> None:
-    from plans import read_plan
-    plan = read_plan(path)
-    assert plan.name == path.stem
-    assert plan.compare
-    call_tool('experiments.py', path, '--dry-run')
-    commands = capsys.readouterr().out.splitlines()
-    assert sum('train.py' in line for line in commands) == len(plan.all_runs)
+@pytest.mark.parametrize('path', sorted(EXPERIMENTS.glob('plans/*.yml')))
+def test_shipped_plans_can_be_run(path: Path) -> None:
+    from plan import read_plan
+    plan, runs = read_plan(path, Path('w'))
+    assert plan.name == path.stem and plan.test and plan.compare
+    counts = {'digits': 37, 'digits-regularization': 29, 'cifar10': 46}
+    assert len(runs) == counts[plan.name]

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,9 +12,7 @@ from mmengine.config import Config
 class History(NamedTuple):
     """The records of one training, by epoch (by iteration without epochs).
 
-    Attributes:
-        steps: The last training record of each epoch.
-        validations: Metrics of each validation.
+    ``steps`` has the last training record of each, ``validations`` metrics.
     """
 
     steps: dict[int, dict[str, Any]]
@@ -36,49 +35,40 @@ class History(NamedTuple):
 
 
 def read_history(work_dir: Path) -> History:
-    """Read the scalars of a work dir, written or being written.
+    """Read the scalars of a work dir, written or being written; may be empty.
 
-    Args:
-        work_dir: Folder that was given to the training. Of several attempts
-            in it, a resumed one goes on where it began, and one that began
-            anew replaces the earlier ones.
-
-    Returns:
-        Empty if nothing was logged.
+    Of several attempts in it, a resumed one goes on where it began, and one
+    that began anew replaces the earlier ones.
     """
     history = History({}, {})
     for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
-        attempt = _attempt(path)
+        attempt = History({}, {})
+        for line in path.read_text().splitlines(keepends=True):
+            # The last line may be still being written.
+            record = json.loads(line) if line.endswith('\n') else {}
+            if 'iter' in record:
+                attempt.steps[record.get('epoch', record['iter'])] = record
+            elif 'step' in record and not any(
+                    key.startswith('teacher/') for key in record):
+                attempt.validations[record['step']] = record
         first = min((*attempt.steps, *attempt.validations), default=None)
         for known, new in zip(history, attempt):
-            for epoch in [
-                    epoch for epoch in known
-                    if first is not None and epoch >= first
-            ]:
+            for epoch in [one for one in known if first and one >= first]:
                 del known[epoch]
             known.update(new)
     return history
 
 
-def read_config(work_dir: Path) -> Config | None:
-    """The config that the latest attempt in a work dir ran with, if kept."""
-    paths = sorted(work_dir.glob('*/vis_data/config.py'))
-    if not paths:
-        return None
-    return Config.fromfile(paths[-1], import_custom_modules=False)
+def read_config(work_dir: Path) -> Config:
+    """The config of the latest attempt in a work dir; empty if not kept."""
+    for path in sorted(work_dir.glob('*/vis_data/config.py'))[-1:]:
+        return Config.fromfile(path, import_custom_modules=False)
+    return Config()
 
 
-def _attempt(path: Path) -> History:
-    attempt = History({}, {})
-    for line in path.read_text().splitlines(keepends=True):
-        # The last line may be still being written.
-        if not line.endswith('\n'):
-            continue
-        record = json.loads(line)
-        if 'iter' in record:
-            epoch = record.get('epoch', record['iter'])
-            attempt.steps[epoch] = record
-        elif 'step' in record and not any(
-                key.startswith('teacher/') for key in record):
-            attempt.validations[record['step']] = record
-    return attempt
+def seconds_trained(work_dir: Path) -> float:
+    """Duration of all attempts, from their folders' names to the last log."""
+    return sum(
+        path.stat().st_mtime -
+        time.mktime(time.strptime(path.parts[-3], '%Y%m%d_%H%M%S'))
+        for path in work_dir.glob('*/vis_data/scalars.json'))
