@@ -25,20 +25,14 @@ ARROWS = {
     'hooks': ('torch', 'numpy', 'mmengine', 'mmcv', '.functional', '.losses',
               '.caching', '.checkpoints'),
     'checkpoints': ('torch', 'mmengine', 'modelindex', 'onnx', 'onnxruntime',
-<<<<<<< HEAD
                     'rich', 'sklearn', 'filelock', 'tenacity', '.config',
                     '.version'),
     'config': ('mmengine', 'yaml'),
-    'analysis': ('torch', 'numpy', 'mmengine', 'matplotlib', 'scipy',
-                 '.functional', '.checkpoints'),
-=======
-                    'rich', 'sklearn', '.version'),
     'analysis': ('torch', 'numpy', 'pandas', 'mmengine', 'matplotlib',
                  'scipy', 'jinja2', 'rich', '.functional', '.checkpoints'),
     'distillation': ('torch', 'pandas', 'mmengine', 'matplotlib', 'rich',
                      'filelock', '.functional', '.checkpoints', '.datasets',
                      '.analysis', '.compat', '.version'),
->>>>>>> analysis
     'compat': ('torch', 'numpy', 'mmengine', 'mmcv', 'mmpretrain', 'mmrazor',
                '.checkpoints'),
 }

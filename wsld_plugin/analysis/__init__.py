@@ -1,5 +1,6 @@
 """What trained networks do: read, predict, decompose, draw."""
 from .errors import AnalysisError
+from .experiments import report_experiments
 from .history import History, read_config, read_history
 from .predictions import (
     evaluation_loader,
@@ -8,7 +9,7 @@ from .predictions import (
     teacher_network,
 )
 from .regularization import RegularizationReport, regularization_report
-from .runs import compare_runs
+from .runs import compare_runs, method_name
 from .tables import print_table
 
 __all__ = [
@@ -18,10 +19,12 @@ __all__ = [
     'compare_runs',
     'evaluation_loader',
     'logits',
+    'method_name',
     'print_table',
     'read_config',
     'read_history',
     'regularization_report',
+    'report_experiments',
     'student_network',
     'teacher_network',
 ]
