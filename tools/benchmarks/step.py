@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from measuring import append_rows, clock, conditions, summary
 from mmengine.config import Config, ConfigDict
+from mmengine.logging import MMLogger
 from mmengine.registry import LOOPS
 from mmengine.runner import IterBasedTrainLoop, Runner
 from mmpretrain.datasets import BaseDataset
@@ -63,9 +64,8 @@ class RandomPictures(BaseDataset):
         rng = np.random.default_rng(0)
         shape = (self.size, self.size, 3)
         return [
-            dict(
-                img=rng.integers(256, size=shape, dtype=np.uint8),
-                gt_label=int(rng.integers(self.classes)))
+            dict(img=rng.integers(256, size=shape, dtype=np.uint8),
+                 gt_label=int(rng.integers(self.classes)))
             for _ in range(self.number)
         ]
 
@@ -152,6 +152,7 @@ def make_config(pair: str,
             custom_hooks=hooks or [],
             default_hooks=dict(logger=None, checkpoint=None, timer=None),
             visualizer=dict(type='Visualizer', vis_backends=[]),
+            env_cfg=dict(mp_cfg=dict(mp_start_method='spawn')),
             log_level='WARNING',
             randomness=dict(seed=0)))
 
@@ -210,6 +211,7 @@ class Process:
 def save_weights(cfg: Config, folder: str) -> None:
     """Write random weights for a variant's networks, the same every time."""
     torch.manual_seed(0)
+    MMLogger.get_current_instance().setLevel('WARNING')
     for name, network in (('teacher', cfg.model.teacher),
                           ('student', cfg.model.architecture)):
         network = ConfigDict(network)
@@ -241,14 +243,13 @@ def measure(args: argparse.Namespace, folder: str) -> list[dict[str, Any]]:
     size, batch, classes = PAIRS[args.pair]
     configs = {
         name: make_config(args.pair, folder, **VARIANTS[name])
-        for name in VARIANTS if name in ('stock', *args.variants)
-    }
+        for name in VARIANTS if name in ('stock', *args.variants)}
     save_weights(configs['stock'], folder)
     cached = [cfg for cfg in configs.values() if 'CachedTeacher' in str(cfg)]
     if cached:
         build_cache(cached[0], folder)
-    processes = {name: Process(name, configs[name], device)
-                 for name in configs}
+    processes = {
+        name: Process(name, cfg, device) for name, cfg in configs.items()}
     loss = {name: one.step()[1] for name, one in processes.items()}
     runs: dict[str, list[float]] = {name: [] for name in processes}
     for _ in range(args.repeats):
@@ -306,8 +307,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--threads', type=int, default=1)
     parser.add_argument(
         '--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument(
-        '--csv', type=Path, help='file that the rows are added to')
+    parser.add_argument('--csv', type=Path, help='file to add the rows to')
     args = parser.parse_args()
     if args.repeats < 2:
         parser.error('--repeats must be at least 2')

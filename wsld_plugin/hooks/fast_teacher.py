@@ -34,9 +34,8 @@ class FastBackbone:
     made in the first step and used if it gives the original's outputs for
     that batch and an altered one, which are not random. Weights and modes
     that change later, but for weights written in place through ``.data``, are
-    noticed: the original runs until they rest. Outputs in float16 are looked
-    at in each step, which waits for the GPU; the original runs once they are
-    not finite.
+    noticed: the original runs until they rest. So it does once outputs in
+    float16 are not finite; to look at them waits for the GPU in each step.
     """
 
     def __init__(self, distiller: Any, dtype: torch.dtype | None,
