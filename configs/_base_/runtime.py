@@ -18,6 +18,8 @@ default_hooks = dict(
     # of them is validated and saved.
     sync_buffers=dict(type='SyncBuffersHook'),
     visualization=dict(type='VisualizationHook', enable=False))
+# For hooks of your own: none of ours is in this list, which a child replaces.
+custom_hooks = []
 
 env_cfg = dict(
     cudnn_benchmark=False,

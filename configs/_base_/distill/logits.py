@@ -12,8 +12,6 @@ model = dict(
         teacher_recorders=dict(
             fc=dict(type='ModuleOutputs', source='head.fc'))))
 
-# Not in `custom_hooks`: that list is for hooks of your own, and a config that
-# sets it replaces what its base has there.
 default_hooks = dict(
     frozen_teacher=dict(type='FrozenTeacherHook'),
     validate_teacher=dict(type='ValidateTeacherHook'))
