@@ -37,3 +37,11 @@ def call_tool() -> Iterator[Callable[..., None]]:
             tool.main()
 
         yield call
+
+
+@pytest.fixture(params=['cpu', pytest.param('cuda', marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    """Each device; one that is not there is skipped, not passed over."""
+    if request.param == 'cuda' and not torch.cuda.is_available():
+        pytest.skip('needs a CUDA device')
+    return request.param

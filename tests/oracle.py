@@ -93,10 +93,9 @@ def label_gradients(student: list[float], teacher: list[float],
 
 
 def is_regularization(student: list[float], teacher: list[float],
-                      target: list[float], tau: float,
-                      rule: str = 'magnitude') -> bool:
+                      target: list[float], tau: float) -> bool:
     a, b = label_gradients(student, teacher, target, tau)
-    return abs(b) > abs(a) if rule == 'magnitude' else b > a
+    return abs(b) > abs(a)
 
 
 def kl(p: list[float], log_p: list[float], log_q: list[float]) -> float:

@@ -1,77 +1,36 @@
 """The WSLD maths against an independent oracle, closed forms and itself."""
 from __future__ import annotations
 
-import functools
 import math
 import sys
 from pathlib import Path
-from unittest import mock
 
 import pytest
 import torch
 
-from wsld_plugin.functional import fused as fused_module
-from wsld_plugin.functional import (
-    log_cross_entropy,
-    wsld_loss,
-    wsld_loss_reference,
-    wsld_weight,
-)
-from wsld_plugin.functional import wsld as wsld_module
+from wsld_plugin.functional import blocks, log_cross_entropy, wsld_loss
+from wsld_plugin.functional import wsld_weight
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import oracle
-
-
-@functools.wraps(wsld_loss)
-def compiled_path(*args, **kwargs):
-    """`wsld_loss` as `torch.compile` finds it, without the compiler."""
-    with mock.patch.object(wsld_module, 'fused_wsld_loss',
-                           wsld_module.compiled_wsld_loss):
-        return wsld_loss(*args, **kwargs)
-
-
-PATHS = [wsld_loss, wsld_loss_reference, compiled_path]
-SHAPES = [(5, 7), (1, 2), (3, 1000), (2, 4, 3, 5), (3, 6, 2), (4, 5, 1, 1, 2)]
-
-
-def make(shape, seed=0, dtype=torch.float64, scale=3.0, soft=False):
-    """Random logits of a student and a teacher, and labels for them."""
-    gen = torch.Generator().manual_seed(seed)
-    student, teacher = (
-        (scale * torch.randn(shape, generator=gen, dtype=torch.float64)).to(
-            dtype) for _ in range(2))
-    if soft:
-        labels = torch.rand(
-            shape, generator=gen, dtype=torch.float64).softmax(1)
-    else:
-        labels = torch.randint(
-            shape[1], (shape[0], *shape[2:]), generator=gen)
-    return student.requires_grad_(), teacher, labels
-
-
-def rows_of(tensor):
-    """``(N, C, *)`` as a list of rows of Python floats."""
-    return tensor.detach().double().movedim(1, -1).reshape(
-        -1, tensor.shape[1]).tolist()
+from loss_tester import make, rows_of, targets_of
 
 
 def oracle_rows(student, teacher, labels, tau, eps=0.0, ignore=-100):
     """Losses and gradients, row by row; zero where ignored."""
     classes = student.shape[1]
-    if labels.is_floating_point():
-        targets = rows_of(labels)
-    else:
-        targets = [None if y == ignore else oracle.one_hot(y, classes)
-                   for y in labels.flatten().tolist()]
-    losses, grads = [], []
-    for s, t, y in zip(rows_of(student), rows_of(teacher), targets):
-        loss, grad = (0.0, [0.0] * classes) if y is None else oracle.row(
-            s, t, y, tau, eps)
-        losses.append(loss)
-        grads.append(grad)
-    return (torch.tensor(losses, dtype=torch.float64),
-            torch.tensor(grads, dtype=torch.float64), targets)
+    kept = labels if labels.is_floating_point() else labels.clamp(
+        0, classes - 1)
+    rows = [
+        oracle.row(s, t, y, tau, eps)
+        for s, t, y in zip(rows_of(student), rows_of(teacher),
+                           targets_of(kept, classes))
+    ]
+    losses, grads = (torch.tensor(x, dtype=torch.float64) for x in zip(*rows))
+    if not labels.is_floating_point():
+        ignored = labels.flatten() == ignore
+        losses[ignored], grads[ignored] = 0, 0
+    return losses, grads
 
 
 def value_and_rows(loss, student):
@@ -80,30 +39,14 @@ def value_and_rows(loss, student):
 
 
 # ---------------------------------------------------------------- oracle
-@pytest.mark.parametrize('path', PATHS)
-@pytest.mark.parametrize('shape', SHAPES)
-@pytest.mark.parametrize('soft', [False, True])
-@pytest.mark.parametrize('tau,eps', [(1.0, 0.0), (2.0, 1e-7), (3.7, 0.0)])
-def test_value_and_gradient_match_the_oracle(path, shape, soft, tau, eps):
-    student, teacher, labels = make(shape, soft=soft)
-    losses, grads, _ = oracle_rows(student, teacher, labels, tau, eps)
-    value, grad = value_and_rows(
-        path(student, teacher, labels, tau, 2.5, eps), student)
-    assert value == pytest.approx(2.5 * losses.mean().item(), rel=1e-12)
-    torch.testing.assert_close(
-        grad, 2.5 * grads / len(losses), rtol=1e-10, atol=1e-15)
-
-
-@pytest.mark.parametrize('path', PATHS)
 @pytest.mark.parametrize('reduction', ['none', 'sum', 'mean'])
-def test_reductions_leave_ignored_rows_out(path, reduction):
+def test_reductions_leave_ignored_rows_out(reduction):
     student, teacher, labels = make((4, 5, 3, 2))
     labels[0, 0, 0] = labels[2, 1] = 255
-    losses, grads, targets = oracle_rows(
-        student, teacher, labels, 2.0, ignore=255)
-    count = sum(t is not None for t in targets)
-    assert 0 < count < len(targets)
-    loss = path(student, teacher, labels, 2.0, reduction=reduction,
+    losses, grads = oracle_rows(student, teacher, labels, 2.0, ignore=255)
+    count = (labels != 255).sum().item()
+    assert 0 < count < labels.numel()
+    loss = wsld_loss(student, teacher, labels, 2.0, reduction=reduction,
                 ignore_index=255)
     if reduction == 'none':
         assert loss.shape == labels.shape
@@ -113,34 +56,6 @@ def test_reductions_leave_ignored_rows_out(path, reduction):
     value, grad = value_and_rows(loss, student)
     assert value == pytest.approx(scale * losses.sum().item(), rel=1e-12)
     torch.testing.assert_close(grad, scale * grads, rtol=1e-10, atol=1e-15)
-
-
-@pytest.mark.parametrize('elements', [1, 150, 900, 10**6])
-@pytest.mark.parametrize('shape', [(9, 7), (3, 5, 4, 6), (4, 5, 2)])
-@pytest.mark.parametrize('soft', [False, True])
-def test_the_block_size_changes_nothing(monkeypatch, elements, shape, soft):
-    student, teacher, labels = make(shape, soft=soft)
-    expected = value_and_rows(
-        wsld_loss_reference(student, teacher, labels, 2.0), student)
-    monkeypatch.setattr(fused_module, '_CPU_SCRATCH_PER_THREAD', elements)
-    monkeypatch.setattr(fused_module, '_SCRATCH_SHARE', 1.0)
-    monkeypatch.setattr(fused_module, '_LEAST_SCRATCH', 0)
-    value, grad = value_and_rows(
-        wsld_loss(student, teacher, labels, 2.0), student)
-    assert value == pytest.approx(expected[0], rel=1e-13)
-    torch.testing.assert_close(grad, expected[1], rtol=1e-10, atol=1e-16)
-
-
-@pytest.mark.parametrize('soft', [False, True])
-def test_memory_layouts_agree(soft):
-    student, teacher, labels = make((2, 5, 4, 6), soft=soft)
-    expected = value_and_rows(wsld_loss(student, teacher, labels), student)
-    for view in (lambda x: x.to(memory_format=torch.channels_last),
-                 lambda x: x.transpose(2, 3).contiguous().transpose(2, 3)):
-        s = view(student.detach()).requires_grad_()
-        got = value_and_rows(wsld_loss(s, view(teacher), labels), s)
-        assert got[0] == pytest.approx(expected[0], rel=1e-13)
-        torch.testing.assert_close(got[1], expected[1])
 
 
 # ----------------------------------------------------------- closed forms
@@ -168,51 +83,49 @@ def test_two_classes_by_hand():
                                torch.tensor([[w * 0.25, -w * 0.25]]))
 
 
-@pytest.mark.parametrize('path', PATHS)
-def test_one_class_carries_nothing(path):
+def test_one_class_carries_nothing():
     student = torch.randn(3, 1, requires_grad=True)
-    loss = path(student, torch.randn(3, 1), torch.zeros(3).long(), 9.0)
+    loss = wsld_loss(student, torch.randn(3, 1), torch.zeros(3).long(), 9.0)
     loss.backward()
     assert loss.item() == 0 and student.grad.abs().max() == 0
 
 
 # ------------------------------------------------------------- properties
 @pytest.mark.parametrize('seed', range(20))
-@pytest.mark.parametrize('path', PATHS)
-def test_properties_of_random_draws(path, seed):
+def test_properties_of_random_draws(seed):
     scale = [0.01, 1.0, 10.0, 60.0][seed % 4]
     student, teacher, labels = make((6, 9), seed, scale=scale)
     student = student.detach()
     tau = [1.0, 2.0, 4.0, 7.5, 0.5][seed % 5]
-    rows = path(student, teacher, labels, tau, reduction='none')
+    rows = wsld_loss(student, teacher, labels, tau, reduction='none')
     close = {'rtol': 1e-9, 'atol': 1e-12}
 
     shift = torch.randn(6, 1, dtype=torch.float64) * 50
     torch.testing.assert_close(
-        path(student + shift, teacher - shift, labels, tau,
+        wsld_loss(student + shift, teacher - shift, labels, tau,
              reduction='none'), rows, **close)
     order = torch.randperm(9)
     torch.testing.assert_close(
-        path(student[:, order], teacher[:, order], order.argsort()[labels],
+        wsld_loss(student[:, order], teacher[:, order], order.argsort()[labels],
              tau, reduction='none'), rows, **close)
     batch = torch.randperm(6)
     torch.testing.assert_close(
-        path(student[batch], teacher[batch], labels[batch], tau,
+        wsld_loss(student[batch], teacher[batch], labels[batch], tau,
              reduction='none'), rows[batch], **close)
     torch.testing.assert_close(
-        path(student.repeat(3, 1), teacher.repeat(3, 1), labels.repeat(3),
+        wsld_loss(student.repeat(3, 1), teacher.repeat(3, 1), labels.repeat(3),
              tau), rows.mean(), **close)
     one_hot = torch.nn.functional.one_hot(labels, 9).double()
     torch.testing.assert_close(
-        path(student, teacher, one_hot, tau, reduction='none'), rows,
+        wsld_loss(student, teacher, one_hot, tau, reduction='none'), rows,
         **close)
     keep = torch.rand(6) < 0.6
     masked = torch.where(keep, labels, torch.tensor(-100))
     torch.testing.assert_close(
-        path(student, teacher, masked, tau, reduction='sum'),
-        path(student[keep], teacher[keep], labels[keep], tau,
+        wsld_loss(student, teacher, masked, tau, reduction='sum'),
+        wsld_loss(student[keep], teacher[keep], labels[keep], tau,
              reduction='sum'), **close)
-    dense = path(student.T.reshape(1, 9, 2, 3), teacher.T.reshape(1, 9, 2, 3),
+    dense = wsld_loss(student.T.reshape(1, 9, 2, 3), teacher.T.reshape(1, 9, 2, 3),
                  labels.reshape(1, 2, 3), tau, reduction='none')
     torch.testing.assert_close(dense.flatten(), rows, **close)
 
@@ -231,29 +144,25 @@ def test_weight_is_a_share_and_monotone(seed):
 # -------------------------------------------------------------- gradients
 @pytest.mark.parametrize('shape', [(3, 5), (2, 4, 2, 2)])
 @pytest.mark.parametrize('soft', [False, True])
-@pytest.mark.parametrize('path', PATHS)
-def test_gradcheck_with_the_weight_held(path, shape, soft):
+def test_gradcheck_with_the_weight_held(shape, soft):
     student, teacher, labels = make(shape, soft=soft, scale=1.0)
 
     def soft_label_loss(s):
         # The weight is a constant to autograd; dividing it out leaves a
         # function whose numerical derivative is the analytical one.
-        rows = path(s, teacher, labels, 2.0, reduction='none')
+        rows = wsld_loss(s, teacher, labels, 2.0, reduction='none')
         return rows / wsld_weight(s, teacher, labels)
 
     assert torch.autograd.gradcheck(soft_label_loss, student)
-    # torch.compile does not differentiate twice.
-    if path is not compiled_path:
-        assert torch.autograd.gradgradcheck(soft_label_loss, student)
+    assert torch.autograd.gradgradcheck(soft_label_loss, student)
 
 
 def test_teacher_and_weight_get_no_gradient():
-    for path in PATHS:
-        student, teacher, labels = make((4, 3))
-        teacher.requires_grad_()
-        path(student, teacher, labels, 2.0).backward()
-        assert teacher.grad is None
-        assert not path(student.detach(), teacher, labels).requires_grad
+    student, teacher, labels = make((4, 3))
+    teacher.requires_grad_()
+    wsld_loss(student, teacher, labels, 2.0).backward()
+    assert teacher.grad is None
+    assert not wsld_loss(student.detach(), teacher, labels).requires_grad
     assert not wsld_weight(student, teacher, labels).requires_grad
 
 
@@ -278,33 +187,31 @@ def test_gradients_accumulate_over_two_losses():
     torch.testing.assert_close(student.grad, 3 * once)
 
 
-@pytest.mark.parametrize('path', PATHS)
 @pytest.mark.parametrize('size', [1e2, 1e4])
 @pytest.mark.parametrize('soft', [False, True])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
-def test_finite_at_huge_logits(path, size, soft, dtype):
+def test_finite_at_huge_logits(size, soft, dtype):
     student, teacher, labels = make((64, 5), 3, dtype, size, soft)
     with torch.no_grad():
         teacher[:8] = student[:8]
         student[8:16, 0] = size * 3
         teacher[8:16, 0] = size * 2
-    loss = path(student, teacher, labels, 2.0)
+    loss = wsld_loss(student, teacher, labels, 2.0)
     grad, = torch.autograd.grad(loss, student)
     assert torch.isfinite(loss) and torch.isfinite(grad).all()
-    exact, exact_grad, _ = oracle_rows(student, teacher, labels, 2.0)
+    exact, exact_grad = oracle_rows(student, teacher, labels, 2.0)
     assert loss.item() == pytest.approx(exact.mean().item(), rel=1e-5)
     torch.testing.assert_close(
         torch.tensor(rows_of(grad)).double(), exact_grad / 64, rtol=1e-3,
         atol=1e-6)
 
 
-@pytest.mark.parametrize('path', PATHS)
 @pytest.mark.parametrize('reduction', ['mean', 'sum', 'none'])
 @pytest.mark.parametrize('shape', [(0, 4), (0, 4, 3, 3), (3, 4), (2, 4, 2, 2)])
-def test_nothing_that_counts_gives_zero(path, reduction, shape):
+def test_nothing_that_counts_gives_zero(reduction, shape):
     student = torch.randn(shape, requires_grad=True)
     labels = torch.full((shape[0], *shape[2:]), -100)
-    loss = path(student, torch.randn(shape), labels, 2.0,
+    loss = wsld_loss(student, torch.randn(shape), labels, 2.0,
                 reduction=reduction)
     assert loss.requires_grad and loss.sum() == 0
     loss.sum().backward()
@@ -346,82 +253,146 @@ def test_log_cross_entropy_where_float32_would_give_zero():
         math.log(2) - 30, rel=1e-6)
 
 
-# dtype: relative error of the loss, error of the gradient over its largest
-# entry. Half-precision gradients are stored in half precision.
-TOLERANCES = {
-    torch.float64: (1e-13, 1e-12),
-    torch.float32: (2e-6, 1e-5),
-    torch.float16: (2e-6, 1e-3),
-    torch.bfloat16: (2e-6, 8e-3),
-}
-
-
-@pytest.mark.parametrize('dtype', list(TOLERANCES))
-@pytest.mark.parametrize('shape', [(8, 100), (2, 19, 4, 5)])
-@pytest.mark.parametrize('soft', [False, True])
-@pytest.mark.parametrize('path', PATHS)
-@pytest.mark.parametrize('autocast', [False, True])
-def test_precision(path, dtype, shape, soft, autocast):
-    student, teacher, labels = make(shape, 1, dtype, soft=soft)
-    losses, grads, _ = oracle_rows(student, teacher, labels, 2.0)
-    # float32 rounds the soft labels; float64 logits keep them exact.
-    with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
-        loss = path(student, teacher, labels, 2.0)
-    assert loss.dtype == (torch.float64
-                          if dtype == torch.float64 else torch.float32)
-    value, grad = value_and_rows(loss, student)
-    rel, rel_grad = TOLERANCES[dtype]
-    assert value == pytest.approx(losses.mean().item(), rel=rel)
-    exact = grads / len(losses)
-    assert (grad - exact).abs().max() <= rel_grad * exact.abs().max()
-
-
 def test_a_student_in_half_precision_meets_a_teacher_in_float32():
     student, teacher, labels = make((8, 10), dtype=torch.bfloat16)
     teacher = teacher.float()
     loss = wsld_loss(student, teacher, labels, 2.0)
-    losses, _, _ = oracle_rows(student, teacher, labels, 2.0)
+    losses, _ = oracle_rows(student, teacher, labels, 2.0)
     assert loss.item() == pytest.approx(losses.mean().item(), rel=2e-6)
     loss.backward()
     assert student.grad.dtype == torch.bfloat16
 
 
-# ----------------------------------------------------------------- memory
-@pytest.mark.parametrize('shape', [(256, 1000), (64, 8000),
-                                   (1, 19, 128, 256)])
-def test_one_tensor_of_the_logits_size_is_kept(shape):
+@pytest.mark.parametrize('classes', [1000, 100_000, 1_000_000])
+def test_the_labels_own_entry_keeps_its_digits(classes):
+    student, teacher, labels = make((2, classes), dtype=torch.float32)
+    wide = student.detach().double().requires_grad_()
+    exact, grad = (
+        torch.autograd.grad(wsld_loss(s, t, labels, 4.0), s)[0]
+        for s, t in ((wide, teacher.double()), (student, teacher)))
+    soft_s, soft_t = (x.detach().div(4.0).softmax(1)
+                      for x in (wide, teacher.double()))
+    weight = wsld_weight(wide.detach(), teacher.double(), labels)
+    torch.testing.assert_close(
+        exact, (soft_s - soft_t) * weight.unsqueeze(1) * 4.0 / 2)
+    error = (grad - exact).gather(1, labels.unsqueeze(1)).abs().max()
+    assert error <= 1e-5 * exact.abs().max()
+
+
+def test_classes_masked_in_both_networks_do_not_count():
+    student, teacher, labels = make((6, 9))
+    labels = labels % 6
+    few = [x.detach()[:, :6].clone().requires_grad_()
+           for x in (student, teacher)]
+    masked = [x.detach().clone() for x in (student, teacher)]
+    for x in masked:
+        x[:, 6:] = -math.inf
+    masked[0].requires_grad_()
+    for y in (labels, torch.nn.functional.one_hot(labels, 9).double()):
+        value, grad = value_and_rows(wsld_loss(*masked, y, 2.0), masked[0])
+        expected, exact = value_and_rows(wsld_loss(*few, labels, 2.0), few[0])
+        assert value == pytest.approx(expected, rel=1e-12)
+        torch.testing.assert_close(grad[:, :6], exact)
+        assert (grad[:, 6:] == 0).all()
+
+
+@pytest.mark.parametrize('bad', [math.nan, math.inf])
+@pytest.mark.parametrize('reduction', ['mean', 'sum', 'none'])
+@pytest.mark.parametrize('weighting', ['wsld', 'drop_regularization'])
+def test_an_ignored_row_may_hold_anything(bad, reduction, weighting):
+    student, teacher, labels = make((5, 4, 3))
+    labels[1] = -100
+    expected, exact = value_and_rows(
+        wsld_loss(student, teacher, labels, 2.0, reduction=reduction,
+                  weighting=weighting).sum(), student)
+    s, t = student.detach().clone(), teacher.clone()
+    s[1], t[1, 0] = bad, bad
+    s.requires_grad_()
+    value, grad = value_and_rows(
+        wsld_loss(s, t, labels, 2.0, reduction=reduction,
+                  weighting=weighting).sum(), s)
+    assert value == expected and torch.equal(grad, exact)
+
+
+def test_a_teacher_under_inference_mode():
+    student, teacher, labels = make((4, 6))
+    with torch.inference_mode():
+        inferred = teacher.clone()
+    expected = value_and_rows(wsld_loss(student, teacher, labels), student)
+    got = value_and_rows(wsld_loss(student, inferred, labels), student)
+    assert got[0] == expected[0] and torch.equal(got[1], expected[1])
+
+
+@pytest.mark.skipif(not hasattr(torch, 'func'), reason='torch < 2.0')
+def test_transforms_of_torch_func():
+    from torch.func import grad, jvp, vmap
+    student, teacher, labels = make((4, 6))
+    loss = wsld_loss(student, teacher, labels, 2.0)
+    exact, = torch.autograd.grad(loss, student)
+    student = student.detach()
+
+    def of_student(s):
+        return wsld_loss(s, teacher, labels, 2.0)
+
+    torch.testing.assert_close(grad(of_student)(student), exact)
+    tangent = torch.randn_like(student)
+    value, along = jvp(of_student, (student, ), (tangent, ))
+    torch.testing.assert_close(value, loss.detach())
+    torch.testing.assert_close(along, (exact * tangent).sum())
+    rows = vmap(lambda s, t, y: wsld_loss(s[None], t[None], y[None], 2.0))(
+        student, teacher, labels)
+    torch.testing.assert_close(rows.mean(), loss.detach())
+
+
+# ----------------------------------------------------------------- blocks
+@pytest.mark.parametrize('numbers', [1, 150, 900])
+@pytest.mark.parametrize('shape', [(9, 7), (3, 5, 4, 6), (4, 5, 2)])
+@pytest.mark.parametrize('soft', [False, True])
+def test_the_block_size_changes_nothing(monkeypatch, numbers, shape, soft):
+    student, teacher, labels = make(shape, soft=soft)
+    if not soft:
+        labels.view(-1)[1] = -100
+    expected = value_and_rows(wsld_loss(student, teacher, labels, 2.0),
+                              student)
+    monkeypatch.setattr(blocks, '_CPU_BLOCK', numbers)
+    value, grad = value_and_rows(
+        wsld_loss(student, teacher, labels, 2.0), student)
+    assert value == pytest.approx(expected[0], rel=1e-13)
+    torch.testing.assert_close(grad, expected[1], rtol=1e-10, atol=1e-16)
+
+
+@pytest.mark.parametrize('shape', [(2048, 1000), (256, 32000),
+                                   (1, 19, 512, 512)])
+def test_little_is_kept_beside_the_gradient(shape):
     student, teacher, labels = make(shape, dtype=torch.float32)
     size = student.numel() * student.element_size()
     wsld_loss(student, teacher, labels, 2.0).backward()
     student.grad = None
     with torch.profiler.profile(profile_memory=True) as profile:
-        loss = wsld_loss(student, teacher, labels, 2.0)
-        loss.backward()
+        wsld_loss(student, teacher, labels, 2.0).backward()
     live = peak = 0
     for event in profile.profiler.kineto_results.events():
         if event.name() == '[memory]':
             live += event.nbytes()
             peak = max(peak, live)
-    assert size <= peak <= 1.15 * size
+    assert size <= peak <= 1.2 * size
 
 
 # ---------------------------------------------------------------- compile
 @pytest.mark.skipif(
     not hasattr(getattr(torch, 'compiler', None), 'is_compiling'),
     reason='this torch cannot tell that it compiles')
-@pytest.mark.parametrize('soft', [False, True])
-def test_traces_without_graph_breaks(soft):
-    # 'aot_eager' runs the tracer and autograd's partitioner but needs no
-    # C++ compiler.
+def test_compiled_code_refuses_labels_out_of_range():
     torch._dynamo.reset()
     compiled = torch.compile(wsld_loss, fullgraph=True, backend='aot_eager')
-    student, teacher, labels = make((4, 6, 2, 2), soft=soft)
-    expected = value_and_rows(
-        wsld_loss(student, teacher, labels, 2.0, 2.5), student)
-    value, grad = value_and_rows(
-        compiled(student, teacher, labels, 2.0, 2.5), student)
-    assert value == pytest.approx(expected[0], rel=1e-12)
-    torch.testing.assert_close(grad, expected[1])
+    student, teacher, labels = make((4, 6))
+    expected = wsld_loss(student, teacher, labels)
+    torch.testing.assert_close(compiled(student, teacher, labels), expected)
+    for wrong in (6, 255, -1):
+        bad = labels.clone()
+        bad[2] = wrong
+        with pytest.raises(RuntimeError, match=r'gt_labels must be in'):
+            compiled(student, teacher, bad)
 
 
 # ----------------------------------------------------------------- errors
@@ -449,17 +420,18 @@ BAD = [
     ({'gt_labels': torch.tensor([[2.0, -1, 0], [0, 0, 1]])}, ValueError,
      'negative class probability, -1'),
     ({'reduction': 'batchmean'}, ValueError, "reduction.*'batchmean'"),
+    ({'tau': 0.0}, ValueError, 'tau must be above 0, got 0.0'),
+    ({'eps': -1e-7}, ValueError, 'eps must be at least 0'),
     ({'num_classes': 10}, ValueError, 'num_classes is 10.*3 classes'),
     ({'teacher': torch.zeros(2, 3, device='meta')}, ValueError, 'device'),
 ]
 
 
 @pytest.mark.parametrize('change,error,match', BAD)
-@pytest.mark.parametrize('path', PATHS)
-def test_bad_input_is_refused(path, change, error, match):
-    assert path(**GOOD).item() >= 0
+def test_bad_input_is_refused(change, error, match):
+    assert wsld_loss(**GOOD).item() >= 0
     with pytest.raises(error, match=match):
-        path(**{**GOOD, **change})
+        wsld_loss(**{**GOOD, **change})
 
 
 @pytest.mark.parametrize('dtype', [torch.uint8, torch.int32, torch.int64])
