@@ -9,6 +9,8 @@ from .inputs import has_class_indices, widen
 
 # Below this log-odds, log(softplus(x)) equals x to float64's rounding.
 _LINEAR_BELOW = -40.0
+# The exponential of this is nothing next to 1, in float64 too.
+_NOTHING = -80.0
 
 
 def log_cross_entropy(logits: Tensor, gt_labels: Tensor) -> Tensor:
@@ -28,8 +30,8 @@ def log_cross_entropy(logits: Tensor, gt_labels: Tensor) -> Tensor:
             probabilities shaped like ``logits``.
 
     Returns:
-        ``(N, *)`` in float32 (float64 for float64 logits): log of nats,
-        ``-inf`` where the cross-entropy is exactly 0.
+        ``(N, *)`` in float32 (float64 for float64 logits): log of nats, the
+        dtype's lowest number where no other class has a share.
 
     Example:
         >>> import torch
@@ -37,20 +39,38 @@ def log_cross_entropy(logits: Tensor, gt_labels: Tensor) -> Tensor:
         >>> log_cross_entropy(z, torch.tensor([1]))
         tensor([-100.])
     """
-    logits = widen(logits)
+    return log_cross_entropy_(widen(logits).clone(), gt_labels)
+
+
+def log_cross_entropy_(logits: Tensor, gt_labels: Tensor) -> Tensor:
+    """:func:`log_cross_entropy` that overwrites its logits."""
     if has_class_indices(gt_labels):
-        return _log_cross_entropy_at(logits, gt_labels.long().unsqueeze(1))
+        index = gt_labels.long().unsqueeze(1)
+        return _log_softplus(log_odds_against_(logits, index)).squeeze(1)
     probs = gt_labels.to(logits.dtype)
     top, anchor = logits.max(dim=1, keepdim=True)
-    at_anchor = _log_cross_entropy_at(logits, anchor) + probs.sum(1).log()
-    gap = (probs * (top - logits)).sum(1)
-    return torch.logaddexp(at_anchor, gap.log())
+    # 0 times the infinite gap of a masked class would be no number.
+    gaps = (top - logits).clamp_(max=torch.finfo(logits.dtype).max)
+    at_anchor = _log_softplus(log_odds_against_(logits, anchor)).squeeze(1)
+    return torch.logaddexp(at_anchor + probs.sum(1).log(),
+                           (probs * gaps).sum(1).log())
 
 
-def _log_cross_entropy_at(logits: Tensor, index: Tensor) -> Tensor:
-    """``log_cross_entropy`` of the classes ``index``, ``(N, 1, *)``."""
-    others = logits.scatter(1, index, float('-inf')).logsumexp(1)
-    odds = others - logits.gather(1, index).squeeze(1)
-    # The clamp keeps the branch that is not taken free of log(0).
+def log_odds_against_(logits: Tensor, index: Tensor) -> Tensor:
+    """``log((1 - p) / p)`` of the classes ``index``, both ``(N, 1, *)``.
+
+    Overwrites the logits.
+    """
+    own = logits.gather(1, index)
+    # Not -inf, of which there may be nothing but.
+    logits.scatter_(1, index, torch.finfo(logits.dtype).min)
+    top = logits.amax(1, keepdim=True)
+    # Some CPUs take a hundred times longer for an exponential of 0.
+    logits.sub_(top).scatter_(1, index, _NOTHING)
+    return logits.exp_().sum(1, keepdim=True).log_().add_(top).sub_(own)
+
+
+def _log_softplus(odds: Tensor) -> Tensor:
+    """``log(log(1 + exp(odds)))``, which is below ``odds`` and tends to it."""
     exact = F.softplus(odds.clamp(min=_LINEAR_BELOW), threshold=50).log()
-    return torch.where(odds < _LINEAR_BELOW, odds, exact)
+    return torch.minimum(exact, odds)

@@ -1,21 +1,31 @@
 """Checks of what the distillation losses are given."""
 from __future__ import annotations
 
+import math
+from numbers import Real
 from typing import Optional
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-REDUCTIONS = ('none', 'mean', 'sum')
+# Older releases cannot tell.
+_is_compiling = getattr(getattr(torch, 'compiler', None), 'is_compiling',
+                        lambda: False)
+_functorch_works = getattr(torch._C, '_are_functorch_transforms_active',
+                           lambda: False)
 
 
-# Older releases cannot tell; there the eager path is traced as it stands.
-_CAN_TELL = hasattr(getattr(torch, 'compiler', None), 'is_compiling')
+def is_traced() -> bool:
+    """Whether values cannot be read: torch.compile or torch.func at work."""
+    return _is_compiling() or _functorch_works()
 
 
-def is_compiling() -> bool:
-    """Whether ``torch.compile`` is tracing the caller."""
-    return _CAN_TELL and torch.compiler.is_compiling()
+def is_transformed(logits: Tensor) -> bool:
+    """Whether torch.func or forward-mode AD differentiates the logits."""
+    return not _is_compiling() and (
+        _functorch_works()
+        or forward_ad.unpack_dual(logits).tangent is not None)
 
 
 def has_class_indices(gt_labels: Tensor) -> bool:
@@ -95,8 +105,9 @@ def _check_labels(gt_labels: Tensor, student: Tensor, classes: int,
             f'{tuple(rows)} or class probabilities (floating point) of shape '
             f'{tuple(student.shape)}, got {gt_labels.dtype} of shape '
             f'{tuple(gt_labels.shape)}')
-    readable = gt_labels.device.type == 'cpu' and not is_compiling()
-    if not readable or gt_labels.numel() == 0:
+    if indices and _is_compiling():
+        _assert_in_graph(gt_labels, classes, ignore_index)
+    if not _is_readable(gt_labels) or gt_labels.numel() == 0:
         return
     if not indices:
         if gt_labels.min() < 0:
@@ -106,12 +117,69 @@ def _check_labels(gt_labels: Tensor, student: Tensor, classes: int,
     low, high = gt_labels.aminmax()
     if low >= 0 and high < classes:
         return
-    wrong = (gt_labels < 0) | (gt_labels >= classes)
-    wrong &= gt_labels != ignore_index
+    wrong = _out_of_range(gt_labels, classes, ignore_index)
     if wrong.any():
         raise ValueError(f'gt_labels must be in [0, {classes}) or '
                          f'ignore_index={ignore_index}, got '
                          f'{gt_labels[wrong][0].item()}')
+
+
+def _is_readable(gt_labels: Tensor) -> bool:
+    """Whether looking at values is possible and makes no device wait."""
+    return gt_labels.device.type == 'cpu' and not is_traced()
+
+
+def _out_of_range(gt_labels: Tensor, classes: int,
+                  ignore_index: int) -> Tensor:
+    wrong = (gt_labels < 0) | (gt_labels >= classes)
+    return wrong & (gt_labels != ignore_index)
+
+
+def _assert_in_graph(gt_labels: Tensor, classes: int,
+                     ignore_index: int) -> None:
+    """Refuse labels when the compiled code runs, by a RuntimeError."""
+    wrong = _out_of_range(gt_labels, classes, ignore_index)
+    torch._assert_async(
+        ~wrong.any(), f'gt_labels must be in [0, {classes}) or '
+        f'ignore_index={ignore_index}')
+
+
+def split_labels(gt_labels: Tensor,
+                 ignore_index: int) -> tuple[Tensor, Optional[Tensor]]:
+    """Labels that can be used as they are, and which rows do not count.
+
+    Returns:
+        Class indices int64, 0 in rows that do not count, and where those
+        are, None if known to be nowhere; or the class probabilities and
+        None.
+    """
+    if not has_class_indices(gt_labels):
+        return gt_labels, None
+    ignored = gt_labels == ignore_index
+    if _is_readable(gt_labels) and not ignored.any():
+        return gt_labels.long(), None
+    return gt_labels.long().masked_fill(ignored, 0), ignored
+
+
+def check_number(name: str, value: float, *, above: float = -math.inf,
+                 least: float = -math.inf) -> float:
+    """A finite number, also one of numpy's, as a float.
+
+    Raises:
+        TypeError: If it is no number.
+        ValueError: If it is not finite, not above ``above`` or below
+            ``least``.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f'{name} must be a number, got '
+                        f'{type(value).__name__}')
+    if not math.isfinite(value):
+        raise ValueError(f'{name} must be finite, got {value}')
+    if value <= above:
+        raise ValueError(f'{name} must be above {above}, got {value}')
+    if value < least:
+        raise ValueError(f'{name} must be at least {least}, got {value}')
+    return float(value)
 
 
 def widen(logits: Tensor) -> Tensor:

@@ -5,9 +5,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .inputs import check_inputs, has_class_indices, widen
-
-RULES = ('magnitude', 'sign')
+from .cross_entropy import log_odds_against_
+from .inputs import (
+    check_inputs,
+    check_number,
+    has_class_indices,
+    split_labels,
+    widen,
+)
 
 
 def label_gradients(student: Tensor,
@@ -62,8 +67,14 @@ def label_gradients(student: Tensor,
         >>> label_gradients(student, teacher, torch.tensor([1]), tau=2.0)
         (tensor([-0.5000]), tensor([0.5000]))
     """
-    a, g = _gradients(student, teacher, gt_labels, tau, ignore_index)
-    return a, g - a
+    tau = check_number('tau', tau, above=0)
+    check_inputs(student, teacher, gt_labels, ignore_index)
+    labels, ignored = split_labels(gt_labels, ignore_index)
+    a, g = _gradients(student, teacher, labels, tau)
+    b = g - a
+    if ignored is None:
+        return a, b
+    return a.masked_fill(ignored, 0.0), b.masked_fill(ignored, 0.0)
 
 
 def regularization_samples(student: Tensor,
@@ -71,9 +82,10 @@ def regularization_samples(student: Tensor,
                            gt_labels: Tensor,
                            *,
                            tau: float,
-                           rule: str = 'magnitude',
                            ignore_index: int = -100) -> Tensor:
     """Whether the variance part of distillation dominates each sample.
+
+    That is ``|b| > |a|`` of :func:`label_gradients`.
 
     Args:
         student: Logits ``(N, C)`` or ``(N, C, *)``, any floating dtype.
@@ -81,9 +93,6 @@ def regularization_samples(student: Tensor,
         gt_labels: Class indices ``(N, *)`` of an integer dtype, or class
             probabilities shaped like the logits.
         tau: Temperature of the soft-label loss, above 0.
-        rule: ``'magnitude'`` compares ``|b| > |a|`` of
-            :func:`label_gradients`, ``'sign'`` the signed ``b > a``, which
-            holds for most samples and tells little.
         ignore_index: Class index of positions that do not count.
 
     Returns:
@@ -92,8 +101,7 @@ def regularization_samples(student: Tensor,
 
     Raises:
         TypeError: If an argument is no tensor or has an unusable dtype.
-        ValueError: If shapes, class counts, labels, ``tau`` or ``rule`` are
-            wrong.
+        ValueError: If shapes, class counts, labels or ``tau`` are wrong.
 
     Source:
         arXiv 2102.00650, its test for regularization samples.
@@ -106,45 +114,40 @@ def regularization_samples(student: Tensor,
         >>> regularization_samples(student, teacher, labels, tau=2.0)
         tensor([ True, False])
     """
-    if rule not in RULES:
-        raise ValueError(f'rule must be one of {RULES}, got {rule!r}')
-    a, g = _gradients(student, teacher, gt_labels, tau, ignore_index)
+    tau = check_number('tau', tau, above=0)
+    check_inputs(student, teacher, gt_labels, ignore_index)
+    labels, ignored = split_labels(gt_labels, ignore_index)
+    kind = larger_variance(student, teacher, labels, tau)
+    return kind if ignored is None else kind & ~ignored
+
+
+def larger_variance(student: Tensor, teacher: Tensor, labels: Tensor,
+                    tau: float) -> Tensor:
+    """:func:`regularization_samples` of checked arguments."""
+    a, g = _gradients(student, teacher, labels, tau)
     # With b = g - a written out, a g far below a does not round away.
     twice = 2 * a
-    if rule == 'sign':
-        return g > twice
     return (g > twice.clamp(min=0)) | (g < twice.clamp(max=0))
 
 
 @torch.no_grad()
-def _gradients(student: Tensor, teacher: Tensor, gt_labels: Tensor,
-               tau: float, ignore_index: int) -> tuple[Tensor, Tensor]:
-    """``a`` and ``dL_kd/ds_y``, both 0 at positions that do not count."""
-    check_inputs(student, teacher, gt_labels, ignore_index)
-    if not tau > 0:
-        raise ValueError(f'tau must be above 0, got {tau}')
+def _gradients(student: Tensor, teacher: Tensor, labels: Tensor,
+               tau: float) -> tuple[Tensor, Tensor]:
+    """``a`` and ``dL_kd/ds_y``."""
     s, t = widen(student), widen(teacher)
-    if not has_class_indices(gt_labels):
-        y = gt_labels.to(s.dtype)
+    if not has_class_indices(labels):
+        y = labels.to(s.dtype)
         mass = y.sum(1, keepdim=True)
         wrong = _odds_against(s).sigmoid()
         # p * mass - y, which is -wrong where a one-hot label is 1.
         a = (y * (mass - y - mass * wrong)).sum(1)
         gap = _probability_gap(_odds_against(s / tau), _odds_against(t / tau))
         return a, (y * gap).sum(1) * tau
-    ignored = gt_labels == ignore_index
-    index = gt_labels.long().masked_fill(ignored, 0).unsqueeze(1)
-    a = -_odds_against_class(s, index).sigmoid()
-    gap = _probability_gap(_odds_against_class(s / tau, index),
-                           _odds_against_class(t / tau, index))
-    a, g = a.squeeze(1), gap.squeeze(1) * tau
-    return a.masked_fill(ignored, 0.0), g.masked_fill(ignored, 0.0)
-
-
-def _odds_against_class(logits: Tensor, index: Tensor) -> Tensor:
-    """``log((1 - p) / p)`` of the classes ``index``, both ``(N, 1, *)``."""
-    others = logits.scatter(1, index, float('-inf')).logsumexp(1, True)
-    return others - logits.gather(1, index)
+    index = labels.unsqueeze(1)
+    a = -log_odds_against_(s.clone(), index).sigmoid()
+    gap = _probability_gap(
+        log_odds_against_(s / tau, index), log_odds_against_(t / tau, index))
+    return a.squeeze(1), gap.squeeze(1) * tau
 
 
 def _odds_against(logits: Tensor) -> Tensor:
@@ -153,7 +156,7 @@ def _odds_against(logits: Tensor) -> Tensor:
     # Only the likeliest class can have a p whose 1 - p cancels.
     top = logits.argmax(1, keepdim=True)
     odds = torch.log1p(-log_probs.exp()) - log_probs
-    return odds.scatter(1, top, _odds_against_class(logits, top))
+    return odds.scatter(1, top, log_odds_against_(logits.clone(), top))
 
 
 def _probability_gap(odds_s: Tensor, odds_t: Tensor) -> Tensor:

@@ -1,15 +1,16 @@
 """The weight of each sample under WSLD and the schemes it is compared with."""
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from typing import Union
+from functools import partial
+from typing import Optional, Union
 
 import torch
 from torch import Tensor
 
-from .inputs import check_inputs, has_class_indices, widen
-from .regularization import regularization_samples
+from .blocks import by_block
+from .inputs import check_inputs, check_number, split_labels, widen
+from .regularization import larger_variance
 from .weight import wsld_weight
 
 SCHEMES = ('wsld', 'uniform', 'drop_regularization', 'only_regularization',
@@ -63,24 +64,33 @@ def sample_weight(student: Tensor,
         arXiv 2102.00650: the ablations on regularization samples.
     """
     check_weighting(weighting, eps)
+    tau = check_number('tau', tau, above=0)
     check_inputs(student, teacher, gt_labels, ignore_index)
-    labels = gt_labels
-    ignored = torch.zeros_like(student[:, 0], dtype=torch.bool)
-    if has_class_indices(labels):
-        ignored = labels == ignore_index
-        labels = labels.long().masked_fill(ignored, 0)
+    labels, ignored = split_labels(gt_labels, ignore_index)
+    weight = row_weights(student, teacher, labels, ignored, weighting, tau,
+                         eps)
+    return weight if ignored is None else weight.masked_fill(ignored, 0.0)
+
+
+@torch.no_grad()
+def row_weights(student: Tensor, teacher: Tensor, labels: Tensor,
+                ignored: Optional[Tensor], weighting: Weighting, tau: float,
+                eps: float) -> Tensor:
+    """The weights from checked arguments; any number where ignored."""
     if weighting == 'wsld':
-        weight = wsld_weight(student, teacher, labels, eps)
-        return weight.masked_fill(ignored, 0.0)
+        return by_block(partial(wsld_weight, eps=eps), student, teacher,
+                        labels)
     weight = torch.ones_like(widen(student[:, 0]))
-    if weighting != 'uniform':
-        kind = regularization_samples(
-            student, teacher, gt_labels, tau=tau, ignore_index=ignore_index)
-        if weighting == 'drop_random':
-            kind = _as_many_at_random(kind, ignored)
-        of_kind, of_others = _weights_of_kinds(weighting)
-        weight = weight.mul(of_others).masked_fill(kind, of_kind)
-    return weight.masked_fill(ignored, 0.0)
+    if weighting == 'uniform':
+        return weight
+    kind = by_block(partial(larger_variance, tau=tau), student, teacher,
+                    labels)
+    if ignored is not None:
+        kind = kind & ~ignored
+    if weighting == 'drop_random':
+        kind = _as_many_at_random(kind, ignored)
+    of_kind, of_others = _weights_of_kinds(weighting)
+    return weight.mul(of_others).masked_fill(kind, of_kind)
 
 
 def check_weighting(weighting: Weighting, eps: float = 0.0) -> None:
@@ -102,22 +112,13 @@ def check_weighting(weighting: Weighting, eps: float = 0.0) -> None:
             raise ValueError(f'weighting must have the keys {KINDS}, got '
                              f'{tuple(weighting)}')
         for kind in KINDS:
-            _check_number(f'weighting[{kind!r}]', weighting[kind])
+            check_number(f'weighting[{kind!r}]', weighting[kind], least=0)
     else:
         raise TypeError('weighting must be a string or a dict, got '
                         f'{type(weighting).__name__}')
-    if eps and weighting != 'wsld':
+    if check_number('eps', eps, least=0) and weighting != 'wsld':
         raise ValueError("eps belongs to weighting='wsld', got eps="
                          f'{eps} with weighting={weighting!r}')
-
-
-def _check_number(name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f'{name} must be a number, got '
-                        f'{type(value).__name__}')
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f'{name} must be finite and not negative, got '
-                         f'{value}')
 
 
 def _weights_of_kinds(weighting: Weighting) -> tuple[float, float]:
@@ -127,9 +128,11 @@ def _weights_of_kinds(weighting: Weighting) -> tuple[float, float]:
     return (1.0, 0.0) if weighting == 'only_regularization' else (0.0, 1.0)
 
 
-def _as_many_at_random(kind: Tensor, ignored: Tensor) -> Tensor:
+def _as_many_at_random(kind: Tensor, ignored: Optional[Tensor]) -> Tensor:
     """As many True as ``kind`` has, evenly drawn, none where ignored."""
-    draw = torch.rand(kind.shape, device=kind.device).masked_fill(ignored, 2)
+    draw = torch.rand(kind.shape, device=kind.device)
+    if ignored is not None:
+        draw = draw.masked_fill(ignored, 2)
     ranks = draw.flatten().argsort().argsort()
     # The count stays a tensor: reading it would wait for the device.
     return (ranks < kind.sum()).view(kind.shape)

@@ -4,7 +4,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .cross_entropy import log_cross_entropy
+from .cross_entropy import log_cross_entropy_
+from .inputs import check_number, widen
 
 
 @torch.no_grad()
@@ -27,12 +28,16 @@ def wsld_weight(student: Tensor,
         teacher: Logits of the same shape.
         gt_labels: Class indices ``(N, *)`` in ``[0, C)``, or class
             probabilities shaped like the logits.
-        eps: Added to the teacher's cross-entropy, in nats. 0 is the paper's
-            formula, 1e-7 what its published code computes.
+        eps: Added to the teacher's cross-entropy, in nats, not negative. 0
+            is the paper's formula, 1e-7 what its published code computes.
 
     Returns:
         ``(N, *)`` in [0, 1], float32 (float64 for float64 logits), without
-        gradient. 0 where the student's cross-entropy is exactly 0.
+        gradient.
+
+    Raises:
+        TypeError: If ``eps`` is no number.
+        ValueError: If ``eps`` is negative or not finite.
 
     Source:
         arXiv 2102.00650, the weight in front of the soft-label loss.
@@ -43,9 +48,11 @@ def wsld_weight(student: Tensor,
         >>> wsld_weight(z, z, torch.tensor([0]))  # 1 - 1/e
         tensor([0.6321])
     """
-    log_student = log_cross_entropy(student, gt_labels)
-    log_teacher = log_cross_entropy(teacher, gt_labels)
+    eps = check_number('eps', eps, least=0)
+    # Both in one go, because small batches pay for the calls.
+    log_student, log_teacher = log_cross_entropy_(
+        torch.cat((widen(student), widen(teacher))),
+        torch.cat((gt_labels, gt_labels))).chunk(2)
     if eps:
         log_teacher = (log_teacher.exp() + eps).log()
-    weight = -torch.expm1(-(log_student - log_teacher).exp())
-    return weight.masked_fill(log_student == float('-inf'), 0.0)
+    return -torch.expm1(-(log_student - log_teacher).exp())

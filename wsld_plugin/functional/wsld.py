@@ -5,21 +5,24 @@ Bias-Variance Tradeoff Perspective", ICLR 2021, arXiv 2102.00650.
 """
 from __future__ import annotations
 
-from typing import Optional, Union
+from functools import partial
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
 
-from .compiled import compiled_wsld_loss
-from .fused import fused_wsld_loss
+from .blocks import by_block
 from .inputs import (
-    REDUCTIONS,
     check_inputs,
-    has_class_indices,
-    is_compiling,
+    check_number,
+    is_traced,
+    is_transformed,
+    split_labels,
     widen,
 )
-from .schemes import Weighting, check_weighting, sample_weight
+from .schemes import Weighting, check_weighting, row_weights
+
+REDUCTIONS = ('none', 'mean', 'sum')
 
 
 def wsld_loss(student: Tensor,
@@ -40,10 +43,7 @@ def wsld_loss(student: Tensor,
 
     with :math:`w` from :func:`wsld_weight`. The value holds the teacher's
     entropy, as in both published codes; gradients equal those of the
-    weighted KL divergence. In eager mode value and gradient come from one
-    pass that keeps a single tensor of the logits' size; ``torch.compile``
-    gets a form of the same algebra that suits a compiler. Other schemes than
-    ``'wsld'`` are composed of torch's functions.
+    weighted KL divergence.
 
     Args:
         student: Logits ``(N, C)`` or ``(N, C, *)``, any floating dtype.
@@ -56,7 +56,8 @@ def wsld_loss(student: Tensor,
             0 is the paper's formula; 1e-7 reproduces the published code.
         reduction: ``'mean'`` over the rows that are not ignored, ``'sum'``,
             or ``'none'`` for ``(N, *)``. Rows of weight 0 count.
-        ignore_index: Class index of rows that do not count.
+        ignore_index: Class index of rows that do not count, whatever their
+            logits hold.
         num_classes: If given, logits with another class count are refused.
         weighting: Which weight each row gets, see :func:`sample_weight`;
             ``'uniform'`` is plain distillation.
@@ -67,13 +68,14 @@ def wsld_loss(student: Tensor,
 
     Raises:
         TypeError: If an argument has an unusable type or dtype.
-        ValueError: If shapes, class counts, labels, ``reduction`` or
-            ``weighting`` are wrong, or ``eps`` is given with another scheme
-            than ``'wsld'``.
+        ValueError: If shapes, class counts, labels or settings are wrong,
+            or ``eps`` is given with another scheme than ``'wsld'``.
 
     Numerics:
-        Everything is computed in float32 or wider, also under autocast.
-        Neither the weight nor the teacher carries a gradient.
+        Everything is computed in float32 or wider, also under autocast, and
+        the gradient is rounded to the logits' dtype last. Neither the weight
+        nor the teacher carries a gradient. Classes that are masked with
+        ``-inf`` in both networks count 0.
 
     Example:
         >>> import torch
@@ -84,41 +86,14 @@ def wsld_loss(student: Tensor,
     check_inputs(student, teacher, gt_labels, ignore_index, num_classes)
     check_reduction(reduction)
     check_weighting(weighting, eps)
-    gt_labels, factor = _factor(student, teacher, gt_labels, loss_weight,
-                                reduction, ignore_index)
-    if weighting != 'wsld':
-        return _composed(student, teacher.detach(), gt_labels, factor,
-                         ignore_index, tau, eps, reduction != 'none',
-                         weighting)
-    loss = compiled_wsld_loss if is_compiling() else fused_wsld_loss
-    return loss(student, teacher.detach(), gt_labels, factor, ignore_index,
-                tau, eps, reduction != 'none')
-
-
-def wsld_loss_reference(student: Tensor,
-                        teacher: Tensor,
-                        gt_labels: Tensor,
-                        tau: float = 1.0,
-                        loss_weight: float = 1.0,
-                        eps: float = 0.0,
-                        reduction: str = 'mean',
-                        ignore_index: int = -100,
-                        num_classes: Optional[int] = None,
-                        weighting: Weighting = 'wsld') -> Tensor:
-    """Same loss, composed of plain differentiable torch functions.
-
-    This is the formula to read, and the path to take where a custom autograd
-    function does not fit (``torch.func`` transforms, forward mode). It keeps
-    several tensors of the logits' size. Arguments, value and errors are those
-    of :func:`wsld_loss`.
-    """
-    check_inputs(student, teacher, gt_labels, ignore_index, num_classes)
-    check_reduction(reduction)
-    check_weighting(weighting, eps)
-    gt_labels, factor = _factor(student, teacher, gt_labels, loss_weight,
-                                reduction, ignore_index)
-    return _composed(student, teacher.detach(), gt_labels, factor,
-                     ignore_index, tau, eps, reduction != 'none', weighting)
+    tau = check_number('tau', tau, above=0)
+    labels, ignored = split_labels(gt_labels, ignore_index)
+    teacher = teacher.detach()
+    weight = row_weights(student.detach(), teacher, labels, ignored,
+                         weighting, tau, eps)
+    weighted = _weighted_rows if is_transformed(student) else _Weighted.apply
+    rows = weighted(student, teacher, weight, ignored, tau)
+    return loss_weight * _reduce(rows, ignored, reduction)
 
 
 def check_reduction(reduction: str) -> None:
@@ -132,28 +107,81 @@ def check_reduction(reduction: str) -> None:
                          f'{reduction!r}')
 
 
-def _composed(student: Tensor, teacher: Tensor, gt_labels: Tensor,
-              factor: Tensor, ignore_index: int, tau: float, eps: float,
-              total: bool, weighting: Weighting = 'wsld') -> Tensor:
-    """The formula itself; arguments of :func:`fused_wsld_loss`, and more."""
-    weight = sample_weight(student, teacher, gt_labels, weighting, tau=tau,
-                           eps=eps, ignore_index=ignore_index)
-    soft_labels = (widen(teacher) / tau).softmax(1)
-    log_probs = (widen(student) / tau).log_softmax(1)
-    rows = -tau**2 * weight * (soft_labels * log_probs).sum(1) * factor
-    return rows.sum() if total else rows
+def _weighted_rows(student: Tensor, teacher: Tensor, weight: Tensor,
+                   ignored: Optional[Tensor], tau: float) -> Tensor:
+    """The formula itself, rows ``(N, *)``."""
+    if ignored is not None:
+        # First, because 0 times the gradient of NaN would be NaN.
+        student, teacher = (logits.masked_fill(ignored.unsqueeze(1), 0.0)
+                            for logits in (student, teacher))
+    rows = weight * _soft_label_loss(student, teacher, tau)
+    return rows if ignored is None else rows.masked_fill(ignored, 0.0)
 
 
-def _factor(student: Tensor, teacher: Tensor, gt_labels: Tensor,
-            loss_weight: float, reduction: str,
-            ignore_index: int) -> tuple[Tensor, Tensor]:
-    """Labels as int64 or probabilities, and every row's factor, a scalar."""
-    double = torch.float64 in (student.dtype, teacher.dtype)
-    factor = torch.full((), loss_weight, device=student.device,
-                        dtype=torch.float64 if double else torch.float32)
-    count: Union[int, Tensor] = max(1, student[:, 0].numel())
-    if has_class_indices(gt_labels):
-        gt_labels = gt_labels.long()
-        # A tensor, not a number: reading it would wait for the device.
-        count = (gt_labels != ignore_index).sum().clamp(min=1)
-    return gt_labels, factor / count if reduction == 'mean' else factor
+def _soft_label_loss(student: Tensor, teacher: Tensor,
+                     tau: float) -> Tensor:
+    soft_labels = (widen(teacher) * (1 / tau)).softmax(1)
+    scaled = widen(student) * (1 / tau)
+    # 0 times the -inf of a masked class would be no number.
+    scaled = scaled.clamp_(min=torch.finfo(scaled.dtype).min / 2)
+    return (soft_labels * scaled.log_softmax(1)).sum(1) * -tau**2
+
+
+def _gradient(student: Tensor, teacher: Tensor, factor: Tensor,
+              ignored: Optional[Tensor], tau: float) -> Tensor:
+    """``factor * (softmax(s/tau) - softmax(t/tau))`` for each row."""
+    grad = (widen(student) * (1 / tau)).softmax(1)
+    grad.sub_((widen(teacher) * (1 / tau)).softmax(1)).mul_(factor.unsqueeze(1))
+    if ignored is not None:
+        grad.masked_fill_(ignored.unsqueeze(1), 0.0)
+    return grad.to(student.dtype)
+
+
+class _Weighted(torch.autograd.Function):
+    """:func:`_weighted_rows` that keeps the logits and nothing of their size.
+
+    Autograd would keep both softmaxes. Here they are computed again in the
+    backward pass, block by block.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+            ctx: Any, student: Tensor, teacher: Tensor, weight: Tensor,
+            ignored: Optional[Tensor], tau: float) -> Tensor:
+        # Autograd saves no tensor that was made under inference_mode.
+        inferred = not is_traced() and teacher.is_inference()
+        ctx.inferred = teacher if inferred else None
+        ctx.save_for_backward(student, None if inferred else teacher, weight,
+                              ignored)
+        ctx.tau = tau
+        rows = weight * by_block(
+            partial(_soft_label_loss, tau=tau), student, teacher)
+        return rows if ignored is None else rows.masked_fill(ignored, 0.0)
+
+    @staticmethod
+    def backward(  # type: ignore[override]
+            ctx: Any, grad_rows: Tensor) -> tuple[Optional[Tensor], ...]:
+        student, teacher, weight, ignored = ctx.saved_tensors
+        teacher = ctx.inferred if teacher is None else teacher
+        if torch.is_grad_enabled() and not is_traced():
+            rows = _weighted_rows(student, teacher, weight, ignored, ctx.tau)
+            grad, = torch.autograd.grad(rows, student, grad_rows,
+                                        create_graph=True)
+        else:
+            grad = by_block(
+                partial(_gradient, tau=ctx.tau), student, teacher,
+                weight * grad_rows * ctx.tau, ignored)
+        return grad, None, None, None, None
+
+
+def _reduce(rows: Tensor, ignored: Optional[Tensor],
+            reduction: str) -> Tensor:
+    """Mean over the rows that count, sum, or all of them."""
+    if reduction == 'none':
+        return rows
+    if reduction == 'sum':
+        return rows.sum()
+    if ignored is None:
+        return rows.sum() / max(1, rows.numel())
+    # A tensor, not a number: reading it would wait for the device.
+    return rows.sum() / (~ignored).sum().clamp(min=1)
