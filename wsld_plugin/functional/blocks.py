@@ -33,10 +33,12 @@ def by_block(function: Callable[..., Tensor], logits: Tensor,
         The function's result; one that is shaped like the logits has their
         memory format, too.
     """
+    if is_traced() or torch.is_grad_enabled():
+        return function(logits, *others)
     block = _DEVICE_BLOCK
     if logits.device.type == 'cpu':
         block = _CPU_BLOCK * torch.get_num_threads()
-    if is_traced() or torch.is_grad_enabled() or logits.numel() <= block:
+    if logits.numel() <= block:
         return function(logits, *others)
     result: Any = None
     for at in _positions(logits.shape, block):

@@ -149,10 +149,10 @@ class _Weighted(torch.autograd.Function):
             ctx: Any, student: Tensor, teacher: Tensor, weight: Tensor,
             ignored: Optional[Tensor], tau: float) -> Tensor:
         # Autograd saves no tensor that was made under inference_mode.
-        ctx.inferred = teacher if teacher.is_inference() else None
-        ctx.save_for_backward(student,
-                              None if ctx.inferred is teacher else teacher,
-                              weight, ignored)
+        inferred = not is_traced() and teacher.is_inference()
+        ctx.inferred = teacher if inferred else None
+        ctx.save_for_backward(student, None if inferred else teacher, weight,
+                              ignored)
         ctx.tau = tau
         rows = weight * by_block(
             partial(_soft_label_loss, tau=tau), student, teacher)
