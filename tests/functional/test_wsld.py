@@ -8,8 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from wsld_plugin.functional import blocks, log_cross_entropy, wsld_loss
-from wsld_plugin.functional import wsld_weight
+from wsld_plugin.functional import (
+    blocks,
+    log_cross_entropy,
+    wsld_loss,
+    wsld_weight,
+)
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import oracle
@@ -125,8 +129,9 @@ def test_properties_of_random_draws(seed):
         wsld_loss(student, teacher, masked, tau, reduction='sum'),
         wsld_loss(student[keep], teacher[keep], labels[keep], tau,
              reduction='sum'), **close)
-    dense = wsld_loss(student.T.reshape(1, 9, 2, 3), teacher.T.reshape(1, 9, 2, 3),
-                 labels.reshape(1, 2, 3), tau, reduction='none')
+    dense = wsld_loss(
+        student.T.reshape(1, 9, 2, 3), teacher.T.reshape(1, 9, 2, 3),
+        labels.reshape(1, 2, 3), tau, reduction='none')
     torch.testing.assert_close(dense.flatten(), rows, **close)
 
 

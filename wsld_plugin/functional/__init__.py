@@ -14,9 +14,20 @@ from .weight import wsld_weight
 from .wsld import check_reduction, wsld_loss
 
 __all__ = [
-    'BiasVariance', 'Jackknife', 'Weighting', 'bias_variance',
-    'bias_variance_from_mean', 'check_inputs', 'check_number', 'check_reduction',
-    'check_weighting', 'jackknife', 'label_gradients', 'log_cross_entropy',
-    'regularization_samples', 'sample_weight', 'wsld_loss',
-    'wsld_weight'
+    'BiasVariance',
+    'Jackknife',
+    'Weighting',
+    'bias_variance',
+    'bias_variance_from_mean',
+    'check_inputs',
+    'check_number',
+    'check_reduction',
+    'check_weighting',
+    'jackknife',
+    'label_gradients',
+    'log_cross_entropy',
+    'regularization_samples',
+    'sample_weight',
+    'wsld_loss',
+    'wsld_weight',
 ]

@@ -131,7 +131,8 @@ def _gradient(student: Tensor, teacher: Tensor, factor: Tensor,
               ignored: Optional[Tensor], tau: float) -> Tensor:
     """``factor * (softmax(s/tau) - softmax(t/tau))`` for each row."""
     grad = (widen(student) * (1 / tau)).softmax(1)
-    grad.sub_((widen(teacher) * (1 / tau)).softmax(1)).mul_(factor.unsqueeze(1))
+    grad.sub_((widen(teacher) * (1 / tau)).softmax(1))
+    grad.mul_(factor.unsqueeze(1))
     if ignored is not None:
         grad.masked_fill_(ignored.unsqueeze(1), 0.0)
     return grad.to(student.dtype)
