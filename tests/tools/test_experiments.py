@@ -9,29 +9,25 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-pytest.importorskip('snakemake')
+pytest.importorskip('snakemake', minversion='9')
 HERE = Path(__file__).parent
 EXPERIMENTS = HERE.parents[1] / 'tools' / 'experiments'
 STUDENT, DISTILLATION = (str(HERE / f'tiny_{name}.py')
                          for name in ('student', 'distillation'))
 EPOCHS = 'train_cfg.max_epochs'
 PLAN: dict[str, Any] = {
-    'name': 'tiny',
-    'seeds': [0],
-    'test': True,
-    'compare': ['ce'],
+    'name': 'tiny', 'seeds': [0], 'test': True, 'compare': ['ce'],
     'options': {
-        EPOCHS: 1,
-        'train_cfg.val_interval': 1,
+        EPOCHS: 1, 'train_cfg.val_interval': 1,
         'train_dataloader.dataset.indices': 20,
-        'train_dataloader.batch_size': 5,
-        'train_dataloader.num_workers': 0,
+        'train_dataloader.batch_size': 5, 'train_dataloader.num_workers': 0,
         'val_dataloader.dataset.indices': 20,
         'test_dataloader.dataset.indices': 20,
         'default_hooks.checkpoint.interval': 1,
@@ -48,14 +44,17 @@ PLAN: dict[str, Any] = {
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    yield
+    for pid in trainings().values():
+        os.kill(pid, signal.SIGKILL)
 
 
-def write(plan: Any = PLAN, **changes: Any) -> Path:
+def write(**changes: Any) -> None:
     """The plan, with other values by dotted path."""
-    plan = json.loads(json.dumps(plan))
+    plan = json.loads(json.dumps(PLAN))
     for path, value in changes.items():
         *keys, last = path.split('__')
         part = plan
@@ -63,7 +62,6 @@ def write(plan: Any = PLAN, **changes: Any) -> Path:
             part = part[key]
         part[last] = value
     Path('plan.yml').write_text(yaml.safe_dump(plan, sort_keys=False))
-    return Path('plan.yml')
 
 
 def start(*args: object) -> subprocess.Popen:
@@ -107,19 +105,24 @@ def test_killed_resumed_tested_reported() -> None:
             Path(run, 'last_checkpoint').exists() for run in running):
         assert process.poll() is None
         time.sleep(0.05)
-    gpus = [
-        word for pid in running.values()
-        for word in Path(f'/proc/{pid}/environ').read_text().split('\0')
-        if word.startswith('CUDA_VISIBLE_DEVICES=')
-    ]
+    gpus = [re.findall(r'\0CUDA_VISIBLE_DEVICES=(\d)',
+                       Path(f'/proc/{pid}/environ').read_text())
+            for pid in running.values()]
     process.kill()
     process.wait()
-    assert sorted(word[-1] for word in gpus) == ['5', '7']
-    # What is left behind trains on; one of them is killed as well.
+    assert sorted(gpus) == [['5'], ['7']]
+    # One that is left behind is killed, too, the other is in no hurry.
     ce, teacher = sorted(running)
     os.kill(running[teacher], signal.SIGKILL)
-    os.kill(running[ce], 0)
-    output()
+    os.kill(running[ce], signal.SIGSTOP)
+    process = start()
+    while not Path(f'{teacher}.test.json').exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    assert trainings().pop(ce) == running[ce]
+    assert len([*Path(ce).glob('2*')]) == 1
+    os.kill(running[ce], signal.SIGCONT)
+    assert process.wait() == 0, Path('output').read_text()
     # The one was trained on, the other waited for.
     assert 'resumed epoch: ' in Path(f'{teacher}.log').read_text()
     assert [
@@ -198,13 +201,13 @@ def test_grid() -> None:
 
 
 def test_folders_are_named_after_the_settings(tmp_path: Path) -> None:
-    def folders(**changes: Any) -> dict[str, str]:
+    def folders(**changes: Any) -> dict[str, Path]:
         write(**changes)
-        return {run.name: run.work_dir.parent.name for run in read().values()}
+        return {run.name: run.work_dir.parent for run in read().values()}
 
     def differ(**changes: Any) -> set[str]:
-        return {name for name, folder in folders(**changes).items()
-                if folder != before[name]}
+        return {name for name, _ in
+                folders(**changes).items() - before.items()}
 
     before = folders()
     assert len(set(before.values())) == 3
@@ -230,9 +233,7 @@ def test_all_mistakes_at_once() -> None:
     from plan import ConfigError
     write(
         name='a/b', seeds=[0, 'one'], test='yes', extra=1,
-        compare=['kd', 'ce'],
-        runs__ce__lr=1,
-        runs__ce__seeds=[1, 1],
+        compare=['kd', 'ce'], runs__ce__lr=1, runs__ce__seeds=[1, 1],
         runs__wsld__needs='nobody',
         runs__wsld__grid={'tau': {'log_level': []}, 'a b': {'log_level': [1]}},
         runs__none={'needs': 'ce'},
