@@ -53,7 +53,7 @@ def test_applying_twice_installs_one_finder(report):
 @pytest.mark.skipif(not ALL_IS_WELL, reason='this environment needs fixes')
 def test_nothing_is_patched_where_nothing_is_broken(report):
     # Those that every version needs.
-    assert report['fixes'] == "fixes ['mmrazor-teacher-names', 'own-names']"
+    assert report['fixes'] == "fixes ['mmrazor-teachers', 'own-names']"
     assert report['finders'] == '1'
     assert report['lookup changed'] == 'False'
 

@@ -21,7 +21,13 @@ from .student import (
     student_model,
     student_weights,
 )
-from .teacher import FrozenTeacher, weights_sha256
+from .teacher import (
+    FrozenTeacher,
+    has_weights,
+    keep_teacher,
+    load_teacher,
+    weights_sha256,
+)
 
 __all__ = [
     'AtomicBackend',
@@ -33,7 +39,10 @@ __all__ = [
     'checkpoint_url',
     'download_checkpoint',
     'export_student',
+    'has_weights',
+    'keep_teacher',
     'load_strictly',
+    'load_teacher',
     'load_weights',
     'load_what_fits',
     'mmpretrain_names',

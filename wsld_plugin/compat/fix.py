@@ -37,7 +37,7 @@ def fixes_in_force() -> tuple[Fix, ...]:
 
     Returns:
         One record per fix, in the order in which they came into force;
-        only ``mmrazor-teacher-names`` and ``own-names`` where the installed
+        only ``mmrazor-teachers`` and ``own-names`` where the installed
         packages need no other (torch 1.13 with ``setuptools<82`` and mmcv
         2.1, say).
     """

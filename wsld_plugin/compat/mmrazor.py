@@ -11,10 +11,9 @@ from types import ModuleType
 
 import torch
 from mmengine.utils import digit_version
-from torch import nn
 
 from .fix import Fix, put_on_record
-from .import_hook import after_import, around_import
+from .import_hook import around_import
 
 # The three modules that ask at import for torch >= 1.13 and then build
 # tables out of torch.ao's quantization tools.
@@ -26,9 +25,6 @@ _QUANTIZATION_MODULES = (
 )
 # Gone from torch.ao since torch 2.0; mmrazor needs them in the first of those.
 _FUSER_HELPERS = ('reverse2', 'reverse3', 'reverse_sequential_wrapper2')
-# Where teacher_ckpt is loaded.
-_DISTILLER_MODULE = ('mmrazor.models.algorithms.distill.configurable.'
-                     'single_teacher_distill')
 # Newest release that mmrazor 1.0.0 accepts.
 _NEWEST_MMCV = '2.1.0'
 
@@ -48,17 +44,6 @@ def apply() -> None:
                 'imported as on torch 1.12, that is, left empty',
                 upstream='mmrazor/structures/quantization/backend_config/'
                 'common_operator_config_utils.py'))
-    after_import(_DISTILLER_MODULE, _teacher_files_by_any_name)
-    put_on_record(
-        Fix(
-            name='mmrazor-teacher-names',
-            package='mmrazor 1.0.0',
-            versions='all',
-            reason="a teacher_ckpt with torchvision's names is passed over "
-            'and the teacher stays random; it is loaded under the names that '
-            'the teacher has',
-            upstream='mmrazor/models/algorithms/distill/configurable/'
-            'single_teacher_distill.py'))
     mmcv_version = _mmcv_version()
     if mmcv_version is None:
         around_import('mmrazor', _mmcv_named_if_missing)
@@ -124,17 +109,6 @@ def _quantization_left_out(module: ModuleType) -> Iterator[None]:
         importing = False
         mmrazor.digit_version = before
         module.__dict__['digit_version'] = digit_version
-
-
-def _teacher_files_by_any_name(module: ModuleType) -> None:
-    """Replace the ``load_checkpoint`` that loads the teacher."""
-
-    def load_checkpoint(model: nn.Module, filename: str) -> None:
-        # Not at the top: the plugin's rooms are imported after compat.
-        from ..checkpoints import load_what_fits
-        load_what_fits(model, filename)
-
-    module.__dict__['load_checkpoint'] = load_checkpoint
 
 
 @contextmanager
