@@ -10,7 +10,7 @@ from typing import Any
 from mmengine.logging import print_log
 from torch import nn
 
-from .fix import Fix, put_on_record
+from .fix import put_on_record
 from .import_hook import after_import
 
 _ROOM = 'mmrazor.models.algorithms.distill.configurable'
@@ -19,23 +19,16 @@ _ROOM = 'mmrazor.models.algorithms.distill.configurable'
 def apply() -> None:
     """Load teachers strictly, and warn of those without any weights."""
     after_import(f'{_ROOM}.single_teacher_distill', _change_single_teacher)
-    after_import(f'{_ROOM}.datafree_distillation', _change_data_free)
-    put_on_record(
-        Fix(
-            name='mmrazor-teachers',
-            package='mmrazor 1.0.0',
-            versions='all',
-            reason='a teacher file that does not fit, or has '
-            "torchvision's names, is passed over and the teacher stays "
-            'random; it is loaded by any name and strictly, and a teacher '
-            'without weights is warned of',
-            upstream='mmrazor/models/algorithms/distill/configurable/'
-            'single_teacher_distill.py'))
+    # Which has several teachers.
+    after_import(
+        f'{_ROOM}.datafree_distillation', lambda module: vars(module).update(
+            load_checkpoint=_load_of('model.teachers.ckpt_path')))
+    put_on_record('mmrazor-teachers')
 
 
 def _change_single_teacher(module: ModuleType) -> None:
     """Adapt ``SingleTeacherDistill``, and thereby its subclasses."""
-    module.__dict__['load_checkpoint'] = _load_of('model.teacher_ckpt')
+    vars(module).update(load_checkpoint=_load_of('model.teacher_ckpt'))
     distill = module.SingleTeacherDistill
     switch = distill.train
 
@@ -53,11 +46,6 @@ def _change_single_teacher(module: ModuleType) -> None:
             vars(self).pop('_warn_if_random', lambda: None)()
 
     distill.init_weights, distill.train = init_weights, train
-
-
-def _change_data_free(module: ModuleType) -> None:
-    """Adapt ``DataFreeDistillation``, which has several teachers."""
-    module.__dict__['load_checkpoint'] = _load_of('model.teachers.ckpt_path')
 
 
 def _load_of(source: str) -> Callable[[nn.Module, str], None]:
@@ -88,9 +76,8 @@ def _watch_loading(teacher: nn.Module) -> Callable[[], None]:
         for handle in handles:
             handle.remove()
         if handles and not loaded:
-            print_log(
-                'The teacher has random weights: model.teacher_ckpt is not '
-                'set, and nothing else was loaded into it.', 'current',
-                logging.WARNING)
+            print_log('The teacher has random weights: neither '
+                      'model.teacher_ckpt nor anything else was loaded.',
+                      'current', logging.WARNING)
 
     return warn_if_none
