@@ -23,6 +23,7 @@ from .student import (
 )
 from .teacher import (
     FrozenTeacher,
+    expect_training,
     has_weights,
     keep_teacher,
     load_teacher,
@@ -38,6 +39,7 @@ __all__ = [
     'UnknownModelError',
     'checkpoint_url',
     'download_checkpoint',
+    'expect_training',
     'export_student',
     'has_weights',
     'keep_teacher',

@@ -90,6 +90,35 @@ def keep_teacher(teacher: nn.Module, weights: dict[str, Tensor]) -> bool:
     return True
 
 
+def expect_training(checkpoint: dict[str, Any], path: str,
+                    distiller: nn.Module | None) -> None:
+    """Refuse a file that is no training's, as a student's that stands beside.
+
+    Args:
+        checkpoint: What mmengine read.
+        path: Where from, for the error message.
+        distiller: Who gets the weights; other files that fit it will do.
+
+    Raises:
+        CheckpointMismatchError: Says what the file is and what to take.
+    """
+    if 'message_hub' in checkpoint:
+        return
+    names = {
+        key[7:] if key.startswith('module.') else key
+        for key in checkpoint.get('state_dict', checkpoint)
+    }
+    if distiller is not None and names & distiller.state_dict().keys():
+        return
+    meta = checkpoint.get('meta', {})
+    source = meta['source'] if 'averaged' in meta else None
+    raise CheckpointMismatchError(
+        f'{path} holds {"the student" if source else "weights"} alone, and '
+        f'no training: resume from {source or "its checkpoint"}, or begin '
+        "anew with init_cfg=dict(type='Pretrained', checkpoint=...) in "
+        'model.architecture (in model, if it has no teacher)')
+
+
 def _fitting_parts(teacher: nn.Module, path: str) -> tuple[str, str]:
     """Say what of a distillation's file would fit, and how to get at it."""
     weights = read_checkpoint(path)['state_dict']

@@ -18,6 +18,7 @@ from mmengine.runner import BaseLoop, Runner, weights_to_cpu
 from ..checkpoints import (
     CheckpointMismatchError,
     FrozenTeacher,
+    expect_training,
     has_weights,
     keep_teacher,
     remove_parts,
@@ -72,10 +73,10 @@ class DistillCheckpointHook(CheckpointHook):
     def before_train(self, runner: Runner) -> None:
         """Prepare the folder and read the weights that will be left out."""
         folder = self.out_dir or runner.work_dir
-        backend: Any = (
-            get_file_backend(folder, backend_args=self.backend_args)
-            if self.file_client_args is None else FileClient.infer_client(
-                self.file_client_args, folder).client)
+        if self.file_client_args is None:
+            backend = get_file_backend(folder, backend_args=self.backend_args)
+        else:
+            backend = FileClient.infer_client(self.file_client_args).client
         atomic = type(backend) in (LocalBackend, HardDiskBackend)
         if atomic:
             self.file_client_args = None
@@ -115,37 +116,35 @@ class DistillCheckpointHook(CheckpointHook):
         """Complete the teacher.
 
         Raises:
-            CheckpointMismatchError: If a training is to be resumed from a
-                checkpoint that was made with another teacher or holds no
-                training, or if nothing says what the teacher's weights are.
+            CheckpointMismatchError: If the teacher's weights are in no file,
+                or, on resume, another's, or if the file holds a student.
         """
         distiller = distillers(runner.model).get('teacher')
         weights = checkpoint.get('state_dict', checkpoint)
-        _expect_training(runner, checkpoint, weights, distiller)
+        if runner._resume or distiller is not None:
+            expect_training(checkpoint, str(runner._load_from),
+                            None if runner._resume else distiller)
         if distiller is None:
             return
         training = isinstance(getattr(runner, '_train_loop', None), BaseLoop)
         if training and 'teacher_sha256' in checkpoint.get('meta', {}):
             frozen = _frozen_teacher(runner)
-            if frozen is not None and (runner._resume
-                                       or frozen.is_of(checkpoint)):
+            if frozen and (runner._resume or frozen.is_of(checkpoint)):
                 frozen.put_back(checkpoint)
             elif runner._resume or not self._teacher_is_known:
                 raise CheckpointMismatchError(
                     "the checkpoint lacks the teacher's weights: set "
                     'model.teacher_ckpt to the file that it was trained with')
-        begins = training and not runner._resume and self._teacher_is_known
-        if (begins and not distiller.teacher_trainable
+        if (training and not runner._resume and self._teacher_is_known
+                and not distiller.teacher_trainable
                 and keep_teacher(distiller.teacher, weights)):
-            runner.logger.info(
-                '%s was made with another teacher: this training keeps the '
-                'one of its config.', runner._load_from)
+            runner.logger.info('%s has another teacher, which is left there.',
+                               runner._load_from)
         # Whoever tests needs no teacher, but mmengine would miss it.
         for key, value in distiller.teacher.state_dict().items():
             weights.setdefault(f'teacher.{key}', value)
 
-    def after_val_epoch(self,
-                        runner: Runner,
+    def after_val_epoch(self, runner: Runner,
                         metrics: dict[str, float] | None = None) -> None:
         """Save the best, and tell the student's file how good it is."""
         self._metrics = {
@@ -244,23 +243,6 @@ class _Backend:
 def _student_path(checkpoint: str) -> str:
     root, extension = osp.splitext(checkpoint)
     return f'{root}_student{extension}'
-
-
-def _expect_training(runner: Runner, checkpoint: dict[str, Any],
-                     weights: dict[str, Any], distiller: Any) -> None:
-    """Refuse a student alone where a training or a distiller is needed."""
-    fits = distiller is None or not distiller.state_dict().keys().isdisjoint(
-        key.removeprefix('module.') for key in weights)
-    if 'message_hub' in checkpoint or (fits and not runner._resume):
-        return
-    meta = checkpoint.get('meta', {})
-    source = meta['source'] if 'averaged' in meta else None
-    part = '' if distiller is None else 'architecture.'
-    raise CheckpointMismatchError(
-        f'{runner._load_from} holds {"the student" if source else "weights"} '
-        f'alone, no training: resume from {source or "its checkpoints"}, or '
-        f"begin anew by model.{part}init_cfg=dict(type='Pretrained', "
-        'checkpoint=...)')
 
 
 def _frozen_teacher(runner: Runner) -> FrozenTeacher | None:

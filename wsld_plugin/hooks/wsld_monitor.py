@@ -50,16 +50,13 @@ class WSLDMonitorHook(Hook):
       probabilities the largest counts as the label.
     - ``agreement``: share of equal top-1 classes, in [0, 1].
 
-    Positions of dense predictions are counted one by one, ignored ones not
-    at all. The ranks are added up once per line of the log. With gradient
-    accumulation the last ``accumulative_counts`` iterations count together.
-    Several losses are told apart by their names in the model, as
-    ``wsld/<name>/...``, less the word "loss", which mmengine would treat as
-    part of an objective. A loss that was not called, or whose labels are all
-    ignored, is missing from the line.
+    Positions of dense predictions count one by one, ignored ones not at all,
+    ranks together, and so do the ``accumulative_counts`` iterations of a
+    step. Several losses are told apart by their names in the model, as
+    ``wsld/<name>/...``, less the word "loss", which mmengine would take for
+    part of an objective. One without valid labels is missing from the line.
 
-    The training is left as it is, to the bit. Iterations that count for no
-    line of the log cost nothing.
+    The training is left as it is, to the bit.
     """
 
     def before_run(self, runner: Runner) -> None:
@@ -90,17 +87,14 @@ class WSLDMonitorHook(Hook):
             if isinstance(module, WSLDLoss)
         }
         if not losses:
-            runner.logger.warning(
-                'WSLDMonitorHook has nothing to log: the model has no '
-                'WSLDLoss.')
+            runner.logger.warning('WSLDMonitorHook: the model has no WSLDLoss')
         self._prefixes = _prefixes(list(losses))
         self._watched = [
             (loss, vars(loss).get('forward'), self._watching(prefix, loss))
             for prefix, loss in zip(self._prefixes, losses.values())
         ]
         self._loggers = [
-            hook for hook in runner.hooks if isinstance(hook, LoggerHook)
-        ]
+            one for one in runner.hooks if isinstance(one, LoggerHook)]
         # Sums of the iterations that make an optimizer step.
         self._recent: deque[dict[str, Any]] = deque(
             maxlen=getattr(runner.optim_wrapper, '_accumulative_counts', 1))
@@ -138,11 +132,8 @@ class WSLDMonitorHook(Hook):
             for hook in self._loggers)
 
     def _watching(self, prefix: str, loss: WSLDLoss) -> Callable[..., Tensor]:
-        """A loss's ``forward`` that adds up what it is given.
-
-        No forward hook: before torch 2.0 it is not given arguments passed by
-        keyword, and compiled code takes no notice of a new one.
-        """
+        """A loss's ``forward`` that adds up what it is given."""
+        # No forward hook, of which compiled code takes no notice.
         forward = loss.forward
 
         def add_up(student: Tensor, teacher: Tensor,
