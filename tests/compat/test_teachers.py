@@ -8,19 +8,19 @@ from typing import Any
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner, load_checkpoint
-from tiny_training import config, distiller, tiny_resnet
+from tiny_training import config
 from torch import Tensor, nn
 
 from wsld_plugin.checkpoints import CheckpointMismatchError
 
 Weights = dict[str, Tensor]
-RANDOM = 'The teacher has random weights'
 
 
-def build(cfg: dict[str, Any]) -> Any:
-    with DefaultScope.overwrite_default_scope('mmrazor'):
+def build(cfg: Config) -> Any:
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
         return MODELS.build(cfg)
 
 
@@ -34,14 +34,26 @@ def check_equal(module: nn.Module, weights: Weights) -> None:
 
 
 @pytest.fixture
-def weights() -> Weights:
-    torch.manual_seed(3)
-    return build(tiny_resnet()).state_dict()
+def path(tmp_path: Path) -> Path:
+    return tmp_path / 'teacher.pth'
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / 'teacher.pth'
+def cfg(path: Path) -> Config:
+    """A training without any hook of ours that looks at the teacher."""
+    cfg = config(str(path.parent))
+    cfg.experiment_name = path.parent.name
+    cfg.model.teacher_ckpt = str(path)
+    cfg.update(val_cfg=None, val_dataloader=None, val_evaluator=None)
+    # What a child config leaves of ours.
+    cfg.custom_hooks = [dict(type='FastStepHook')]
+    return cfg
+
+
+@pytest.fixture
+def weights(cfg: Config) -> Weights:
+    torch.manual_seed(3)
+    return build(cfg.model.teacher).state_dict()
 
 
 MISFITS: dict[str, Callable[[Weights], Weights]] = {
@@ -52,21 +64,21 @@ MISFITS: dict[str, Callable[[Weights], Weights]] = {
     'size mismatch':
     lambda w: {**w, 'head.fc.bias': torch.zeros(11)},
     r"distillation's, of which the student would fit.*prefix='architecture\.'":
-    lambda w: {**prefixed('architecture.', w), 'teacher.more': w['head.fc.bias']},
+    lambda w: {**prefixed('architecture.', w), 'teacher.x': torch.zeros(1)},
     r"distillation's, of which the teacher would fit.*prefix='teacher\.'":
-    lambda w: prefixed('module.', {
-        **prefixed('teacher.', w), 'architecture.more': w['head.fc.bias']}),
+    lambda w: prefixed('module.teacher.', w),
     "distillation's, of which nothing would fit":
-    lambda w: {'architecture.more': w['head.fc.bias']},
+    lambda w: {'architecture.more': torch.zeros(1)},
 }
 
 
 @pytest.mark.parametrize('complaint', MISFITS)
-def test_file_that_does_not_fit_is_refused(complaint: str, weights: Weights,
+def test_file_that_does_not_fit_is_refused(complaint: str, cfg: Config,
+                                           weights: Weights,
                                            path: Path) -> None:
     torch.save(dict(state_dict=MISFITS[complaint](weights)), path)
     with pytest.raises(CheckpointMismatchError, match=complaint) as error:
-        build(dict(distiller(), teacher_ckpt=str(path)))
+        Runner.from_cfg(cfg)
     said = str(error.value)
     assert said.startswith(f'model.teacher_ckpt={path} does not fit')
     assert "init_cfg=dict(type='Pretrained'" in said
@@ -75,35 +87,34 @@ def test_file_that_does_not_fit_is_refused(complaint: str, weights: Weights,
 
 
 @pytest.mark.parametrize('rename', [
-    lambda w: w,
     lambda w: prefixed('module.', w),
     lambda w: {key.partition('.')[2]: w[key] for key in w},
     lambda w: {key: w[key] for key in w if 'num_batches' not in key},
-], ids=['own', 'wrapped', 'torchvision', 'old'])
+], ids=['wrapped', 'torchvision', 'old'])
 def test_file_that_fits_is_loaded(rename: Callable[[Weights], Weights],
-                                  weights: Weights, path: Path) -> None:
+                                  cfg: Config, weights: Weights,
+                                  path: Path) -> None:
     torch.save(rename(weights), path)
-    model = build(dict(distiller(), teacher_ckpt=str(path)))
-    check_equal(model.teacher, weights)
+    check_equal(build(cfg.model).teacher, weights)
 
 
-def test_all_distillers_with_teachers_are_strict(weights: Weights,
+def test_all_distillers_with_teachers_are_strict(cfg: Config, weights: Weights,
                                                  path: Path) -> None:
     torch.save(prefixed('architecture.', weights), path)
+    model = cfg.model
+    model.type = 'mmrazor.FpnTeacherDistill'
     with pytest.raises(CheckpointMismatchError, match='model.teacher_ckpt='):
-        build(dict(distiller(), type='FpnTeacherDistill',
-                   teacher_ckpt=str(path)))
-    parts = dict(distiller=distiller()['distiller'])
+        build(model)
+    one = dict(build_cfg=model.teacher, ckpt_path=str(path))
     with pytest.raises(
             CheckpointMismatchError, match='model.teachers.ckpt_path='):
         build(dict(
-            type='DataFreeDistillation', architecture=tiny_resnet(),
-            generator_distiller=parts['distiller'], generator=tiny_resnet(),
-            teachers=dict(one=dict(
-                build_cfg=tiny_resnet(), ckpt_path=str(path))), **parts))
+            type='mmrazor.DataFreeDistillation', teachers=dict(one=one),
+            architecture=model.architecture, generator=model.architecture,
+            distiller=model.distiller, generator_distiller=model.distiller))
 
 
-def test_mmrazor_by_itself_passes_over_it(weights: Weights,
+def test_mmrazor_by_itself_passes_over_it(cfg: Config, weights: Weights,
                                           path: Path) -> None:
     from mmrazor.models.algorithms.distill.configurable import (
         single_teacher_distill as module,
@@ -112,60 +123,44 @@ def test_mmrazor_by_itself_passes_over_it(weights: Weights,
     assert 'from mmengine.runner import load_checkpoint' in source, (
         'it loads teachers in another way: is the fix still needed?')
     torch.save(prefixed('architecture.', weights), path)
-    teacher = build(tiny_resnet())
-    before = {key: value.clone() for key, value in teacher.state_dict().items()}
+    teacher = build(cfg.model.teacher)
+    before = {key: one.clone() for key, one in teacher.state_dict().items()}
     load_checkpoint(teacher, str(path))
     check_equal(teacher, before)
 
 
-@pytest.mark.parametrize('case, warned', [
-    ('nothing', True),
-    ('wrong init_cfg', True),
-    ('init_cfg', False),
-    ("backbone's init_cfg", False),
-    ('teacher_ckpt', False),
-    ('load_from', False),
-    ('loaded module', False),
-    ('trainable', False),
+PART = dict(prefix='architecture.')  # as the error message says
+
+
+@pytest.mark.parametrize('fields, warned', [
+    ({}, True),
+    ({'model.teacher.init_cfg': {}}, True),
+    ({'model.teacher.init_cfg': PART}, False),
+    ({'model.teacher.backbone.init_cfg':
+      dict(prefix='architecture.backbone.')}, False),
+    ({'model.teacher_ckpt': 'own.pth'}, False),
+    ({'load_from': 'own.pth'}, True),
+    ({'load_from': 'part.pth'}, False),
+    ({'model.teacher_trainable': True}, False),
 ])
 def test_random_teacher_is_warned_of_whatever_the_hooks(
-        case: str, warned: bool, weights: Weights, path: Path,
-        capsys: pytest.CaptureFixture[str]) -> None:
-    torch.save(prefixed('architecture.', weights), path)
-    cfg = config(str(path.parent))
-    cfg.experiment_name = path.parent.name
-    cfg.train_cfg.max_epochs = 1
-    cfg.update(val_cfg=None, val_dataloader=None, val_evaluator=None)
-    # What a child config leaves of our hooks.
-    cfg.custom_hooks = [dict(type='FastStepHook')]
-    pretrained = dict(type='Pretrained', checkpoint=str(path))
-    if case == 'wrong init_cfg':
-        cfg.model.teacher.init_cfg = pretrained
-    elif case == 'init_cfg':
-        # As the error message says.
-        cfg.model.teacher.init_cfg = dict(pretrained, prefix='architecture.')
-    elif case == "backbone's init_cfg":
-        cfg.model.teacher.backbone.init_cfg = dict(
-            pretrained, prefix='architecture.backbone.')
-    elif case == 'teacher_ckpt':
-        torch.save(weights, path)
-        cfg.model.teacher_ckpt = str(path)
-    elif case == 'load_from':
-        torch.save(prefixed('teacher.', weights), path)
-        cfg.load_from = str(path)
-    elif case == 'trainable':
-        cfg.model.teacher_trainable = True
+        fields: dict[str, Any], warned: bool, cfg: Config, weights: Weights,
+        path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, prefix in (('teacher', 'architecture.'), ('own', ''),
+                         ('part', 'teacher.')):
+        torch.save(prefixed(prefix, weights), path.with_stem(name))
+    cfg.model.teacher_ckpt = None
+    cfg.default_hooks.checkpoint = None
+    for key, value in fields.items():
+        if isinstance(value, dict):
+            value = dict(value, type='Pretrained', checkpoint=str(path))
+        elif isinstance(value, str):
+            value = str(path.with_name(value))
+        cfg.merge_from_dict({key: value})
     runner = Runner.from_cfg(cfg)
-    if case == 'loaded module':
-        # As mmengine's hub marks what it gives out with its weights.
-        runner.model.teacher.load_state_dict(weights)
-        runner.model.teacher.is_init = True
     runner.train()
-    assert capsys.readouterr().out.count(RANDOM) == int(warned)
-    names = {
-        "backbone's init_cfg": 'backbone.'
-    }.get(case, '') if case not in ('trainable', 'nothing', 'wrong init_cfg',
-                                    ) else 'none'
-    for key, value in runner.model.teacher.state_dict().items():
-        if key.startswith(names):
-            assert torch.equal(value, weights[key]), key
+    assert capsys.readouterr().out.count('teacher has random weights') == (
+        int(warned))
+    fits = torch.equal(runner.model.teacher.backbone.conv1.weight,
+                       weights['backbone.conv1.weight'])
+    assert fits != (warned or runner.model.teacher_trainable)
