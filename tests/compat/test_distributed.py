@@ -11,32 +11,29 @@ from mmengine.config import Config
 
 from wsld_plugin.compat import distributed, prepare_distributed
 
+# Process 0 of 1, as each launcher says it.
+PROCESS = dict(
+    MASTER_ADDR='127.0.0.1', RANK='0', LOCAL_RANK='0', WORLD_SIZE='1',
+    SLURM_PROCID='0', SLURM_NTASKS='1', SLURM_NODELIST='here',
+    SLURM_LOCALID='0', OMPI_COMM_WORLD_LOCAL_RANK='0',
+    OMPI_COMM_WORLD_SIZE='1', OMPI_COMM_WORLD_RANK='0')
 LAUNCHERS = '''
-import os
 import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.model import MMDistributedDataParallel
 from wsld_plugin.compat import prepare_distributed
-os.environ.update(
-    MASTER_ADDR='127.0.0.1', SLURM_PROCID='0', SLURM_NTASKS='1',
-    SLURM_NODELIST='here', SLURM_LOCALID='0', OMPI_COMM_WORLD_LOCAL_RANK='0',
-    OMPI_COMM_WORLD_SIZE='1', OMPI_COMM_WORLD_RANK='0')
 wrappers = dict(
     slurm=None,
     mpi=dict(type=MMDistributedDataParallel, static_graph=True),
     pytorch=dict(type='MMFullyShardedDataParallel'))
 for launcher, wrapper in wrappers.items():
-    os.environ.pop('LOCAL_RANK', None)
-    if launcher == 'pytorch':
-        os.environ.update(RANK='0', LOCAL_RANK='0', WORLD_SIZE='1')
     cfg = Config(dict(
         launcher=launcher, find_unused_parameters=True,
+        model_wrapper_cfg=wrapper,
         env_cfg=dict(dist_cfg=dict(backend='nccl', timeout=60))))
-    if wrapper:
-        cfg.model_wrapper_cfg = wrapper
     prepare_distributed(cfg)
     kept = {k: v for k, v in cfg.model_wrapper_cfg.items() if k != 'type'}
-    print(launcher, dist.get_backend(), os.environ['LOCAL_RANK'], kept)
+    print(launcher, dist.get_backend(), kept)
     dist.destroy_process_group()
 '''
 
@@ -78,12 +75,12 @@ def test_their_console_shows_no_warnings_of_others(two_processes):
 
 
 def test_every_launcher_gets_gloo_and_keeps_its_wrapper(run_python):
-    done = run_python('-c', LAUNCHERS, MASTER_PORT=free_port())
+    done = run_python('-c', LAUNCHERS, MASTER_PORT=free_port(), **PROCESS)
     assert done.stdout.splitlines()[-3:] == [
-        "slurm gloo 0 {'broadcast_buffers': False, "
+        "slurm gloo {'broadcast_buffers': False, "
         "'find_unused_parameters': True, 'device_ids': None}",
-        "mpi gloo 0 {'static_graph': True, 'device_ids': None}",
-        'pytorch gloo 0 {}',
+        "mpi gloo {'static_graph': True, 'device_ids': None}",
+        'pytorch gloo {}',
     ], done.stderr
 
 
@@ -91,17 +88,10 @@ def test_every_launcher_gets_gloo_and_keeps_its_wrapper(run_python):
 def test_mmengine_by_itself_asks_for_a_gpu(run_python):
     done = run_python(
         '-c', "from mmengine.dist import init_dist; "
-        "init_dist('pytorch', backend='gloo')", RANK='0', LOCAL_RANK='0',
-        WORLD_SIZE='1', MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port())
+        "init_dist('pytorch', backend='gloo')", MASTER_PORT=free_port(),
+        **PROCESS)
     assert 'torch.cuda.set_device' in done.stderr, (
         'mmengine starts by itself here: is the fix still needed?')
-
-
-def test_without_a_launcher_nothing_is_done():
-    cfg = Config(dict(launcher='none'))
-    prepare_distributed(cfg)
-    assert cfg.to_dict() == dict(launcher='none')
-    assert not torch.distributed.is_initialized()
 
 
 @pytest.mark.parametrize('launcher, said', [
@@ -123,6 +113,7 @@ def test_every_process_needs_a_gpu_where_there_are_any(visible, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: visible)
     monkeypatch.setenv('LOCAL_RANK', '7')
     monkeypatch.setenv('LOCAL_WORLD_SIZE', '8')
+    prepare_distributed(Config(dict(launcher='none')))
     cfg = Config(dict(launcher='pytorch'))
     if visible < 8:
         with pytest.raises(

@@ -103,11 +103,11 @@ def test_all_distillers_with_teachers_are_strict(cfg: Config, weights: Weights,
     torch.save(prefixed('architecture.', weights), path)
     model = cfg.model
     model.type = 'mmrazor.FpnTeacherDistill'
-    with pytest.raises(CheckpointMismatchError, match='model.teacher_ckpt='):
+    with pytest.raises(CheckpointMismatchError, match=r'model\.teacher_ckpt='):
         build(model)
     one = dict(build_cfg=model.teacher, ckpt_path=str(path))
     with pytest.raises(
-            CheckpointMismatchError, match='model.teachers.ckpt_path='):
+            CheckpointMismatchError, match=r'model\.teachers\.ckpt_path='):
         build(dict(
             type='mmrazor.DataFreeDistillation', teachers=dict(one=one),
             architecture=model.architecture, generator=model.architecture,
