@@ -75,16 +75,10 @@ print(json.dumps(found))
 
 
 def run_alone(*args: str, **options: Any) -> subprocess.CompletedProcess:
-    env = {
-        key: value
-        for key, value in os.environ.items() if key != 'PYTHONPATH'
-    }
-    return subprocess.run(
-        [sys.executable, *args],
-        env=dict(env, OMP_NUM_THREADS='1'),
-        capture_output=True,
-        text=True,
-        **options)
+    env = dict(os.environ, OMP_NUM_THREADS='1')
+    env.pop('PYTHONPATH', None)
+    return subprocess.run([sys.executable, *args], env=env,
+                          capture_output=True, text=True, **options)
 
 
 @pytest.fixture(scope='module', params=['wheel', 'editable'])
@@ -170,23 +164,16 @@ def existing_pipeline(photos: Path, work_dir: Path, loss: str) -> Config:
             'allow_failed_imports=False)\n')
     assert f'+{line}' in (ROOT / 'docs' / 'migration.md').read_text()
     cfg = Config.fromstring(line + text, '.py')
-    options: dict[str, Any] = {
-        'work_dir': str(work_dir),
-        'experiment_name': work_dir.name + loss[6:],
-        'log_level': 'WARNING',
-        'randomness.seed': 1,
-        # There is no network where tests run.
-        'model.teacher.pretrained': False,
-        'train_cfg.max_epochs': 1,
-    }
+    # There is no network where tests run.
+    cfg.model.teacher.pretrained = False
+    cfg.train_cfg.max_epochs = 1
     for split in ('train', 'val'):
-        options[f'{split}_dataloader.batch_size'] = 2
-        options[f'{split}_dataloader.num_workers'] = 0
-        options[f'{split}_dataloader.dataset.data_root'] = str(photos / split)
-    options['test_dataloader'] = None
-    options['test_evaluator'] = None
-    options['test_cfg'] = None
-    cfg.merge_from_dict(options)
+        cfg[f'{split}_dataloader'].update(batch_size=2, num_workers=0)
+        cfg[f'{split}_dataloader'].dataset.data_root = str(photos / split)
+    cfg.update(work_dir=str(work_dir), log_level='WARNING',
+               experiment_name=work_dir.name + loss[6:],
+               randomness=dict(seed=1), test_dataloader=None,
+               test_evaluator=None, test_cfg=None)
     return cfg
 
 

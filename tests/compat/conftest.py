@@ -11,11 +11,8 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
 TRAINING = HERE / 'tiny_training.py'
-
 RunPython = Callable[..., 'subprocess.CompletedProcess[str]']
-Site = Callable[..., Path]
 
 
 @pytest.fixture(scope='session')
@@ -25,27 +22,22 @@ def run_python() -> RunPython:
     def run(*args: str,
             site: Path | None = None,
             **env: str) -> subprocess.CompletedProcess[str]:
-        path = [str(ROOT)]
+        path = [str(HERE.parents[1])]
         if site is not None:
             # Without the environment's own site-packages.
             args = ('-S', *args)
             path.insert(0, str(site))
-        return subprocess.run([sys.executable, *args],
-                              capture_output=True,
-                              text=True,
-                              timeout=300,
-                              env={
-                                  **os.environ, 'OMP_NUM_THREADS': '1',
-                                  'CUDA_VISIBLE_DEVICES': '-1',
-                                  'PYTHONPATH': os.pathsep.join(path),
-                                  **env
-                              })
+        env = dict(
+            os.environ, OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='-1',
+            PYTHONPATH=os.pathsep.join(path), **env)
+        return subprocess.run([sys.executable, *args], capture_output=True,
+                              text=True, timeout=300, env=env)
 
     return run
 
 
 @pytest.fixture
-def site_without(tmp_path: Path) -> Site:
+def site_without(tmp_path: Path) -> Callable[..., Path]:
     """Makes a copy, by links, of site-packages that lacks some packages."""
 
     def make(*missing: str) -> Path:
@@ -66,8 +58,5 @@ def trained(run_python: RunPython,
     work_dir = tmp_path_factory.mktemp('trained')
     done = run_python(str(TRAINING), str(work_dir), '--amp', 'bfloat16')
     assert done.returncode == 0, done.stderr
-    return dict(
-        work_dir=work_dir,
-        checkpoint=work_dir / 'epoch_1.pth',
-        stdout=done.stdout,
-        stderr=done.stderr)
+    return dict(work_dir=work_dir, checkpoint=work_dir / 'epoch_1.pth',
+                stdout=done.stdout, stderr=done.stderr)

@@ -18,31 +18,32 @@ from wsld_plugin.compat import prepare_amp
 pytestmark = pytest.mark.skipif(
     get_device() != 'cpu', reason='there is another device than the CPU')
 
-def amp(**kwargs) -> Config:
-    return Config(dict(optim_wrapper=dict(type='AmpOptimWrapper', **kwargs)))
+
+def prepared(**fields: object) -> Config:
+    cfg = Config(dict(optim_wrapper=dict(type='AmpOptimWrapper', **fields)))
+    prepare_amp(cfg)
+    return cfg
 
 
-def build(model: torch.nn.Module, **kwargs) -> AmpOptimWrapper:
+def build(model: torch.nn.Module, cfg: Config) -> AmpOptimWrapper:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    return OPTIM_WRAPPERS.build(dict(optimizer=optimizer, **kwargs))
+    return OPTIM_WRAPPERS.build(dict(cfg.optim_wrapper, optimizer=optimizer))
 
 
 def test_plain_mmengine_refuses_the_cpu(monkeypatch):
-    # Another test may have put the fix in force.
+    cfg = prepared(dtype='bfloat16')
     monkeypatch.setattr(amp_optimizer_wrapper, 'is_cuda_available',
                         torch.cuda.is_available)
     with pytest.raises(AssertionError, match='only available training'):
-        build(torch.nn.Linear(1, 1), **amp(dtype='bfloat16').optim_wrapper)
+        build(torch.nn.Linear(1, 1), cfg)
 
 
 @pytest.mark.parametrize('loss_scale',
                          ['dynamic', 512., dict(init_scale=512.)])
 def test_computes_in_bfloat16_and_steps(loss_scale):
-    cfg = amp(dtype='bfloat16', loss_scale=loss_scale)
-    prepare_amp(cfg)
     model = torch.nn.Linear(4, 4)
     before = model.weight.detach().clone()
-    wrapper = build(model, **cfg.optim_wrapper)
+    wrapper = build(model, prepared(dtype='bfloat16', loss_scale=loss_scale))
     assert type(wrapper) is AmpOptimWrapper
     with wrapper.optim_context(model):
         out = model(torch.ones(2, 4))
@@ -64,12 +65,9 @@ def test_trains_saves_and_resumes(run_python, trained):
     assert 'Epoch(train) [1]' not in done.stdout
 
 
-@pytest.mark.parametrize('dtype', ['float16', torch.float16])
-def test_refuses_float16(dtype):
-    with pytest.raises(ValueError, match='the only device is the CPU'):
-        prepare_amp(amp(dtype=dtype))
-
-
-def test_leaves_other_wrappers_alone():
+def test_refuses_float16_of_its_wrapper_alone():
+    for dtype in ('float16', torch.float16):
+        with pytest.raises(ValueError, match='the only device is the CPU'):
+            prepared(dtype=dtype)
     prepare_amp(Config(dict(optim_wrapper=dict(dtype='float16'))))
     prepare_amp(Config(dict(model=dict())))

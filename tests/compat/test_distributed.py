@@ -11,32 +11,29 @@ from mmengine.config import Config
 
 from wsld_plugin.compat import distributed, prepare_distributed
 
+# Process 0 of 1, as each launcher says it.
+PROCESS = dict(
+    MASTER_ADDR='127.0.0.1', RANK='0', LOCAL_RANK='0', WORLD_SIZE='1',
+    SLURM_PROCID='0', SLURM_NTASKS='1', SLURM_NODELIST='here',
+    SLURM_LOCALID='0', OMPI_COMM_WORLD_LOCAL_RANK='0',
+    OMPI_COMM_WORLD_SIZE='1', OMPI_COMM_WORLD_RANK='0')
 LAUNCHERS = '''
-import os
 import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.model import MMDistributedDataParallel
 from wsld_plugin.compat import prepare_distributed
-os.environ.update(
-    MASTER_ADDR='127.0.0.1', SLURM_PROCID='0', SLURM_NTASKS='1',
-    SLURM_NODELIST='here', SLURM_LOCALID='0', OMPI_COMM_WORLD_LOCAL_RANK='0',
-    OMPI_COMM_WORLD_SIZE='1', OMPI_COMM_WORLD_RANK='0')
 wrappers = dict(
     slurm=None,
     mpi=dict(type=MMDistributedDataParallel, static_graph=True),
     pytorch=dict(type='MMFullyShardedDataParallel'))
 for launcher, wrapper in wrappers.items():
-    os.environ.pop('LOCAL_RANK', None)
-    if launcher == 'pytorch':
-        os.environ.update(RANK='0', LOCAL_RANK='0', WORLD_SIZE='1')
     cfg = Config(dict(
         launcher=launcher, find_unused_parameters=True,
+        model_wrapper_cfg=wrapper,
         env_cfg=dict(dist_cfg=dict(backend='nccl', timeout=60))))
-    if wrapper:
-        cfg.model_wrapper_cfg = wrapper
     prepare_distributed(cfg)
     kept = {k: v for k, v in cfg.model_wrapper_cfg.items() if k != 'type'}
-    print(launcher, dist.get_backend(), os.environ['LOCAL_RANK'], kept)
+    print(launcher, dist.get_backend(), kept)
     dist.destroy_process_group()
 '''
 
@@ -72,25 +69,29 @@ def test_their_console_shows_no_warnings_of_others(two_processes):
         line for line in console.splitlines()
         if re.search(r'Warning: | - WARNING - ', line)
     ]
-    # Raised by torch 2.4 and 2.5 past every filter.
-    assert [line for line in shown if 'zero_optimizer' not in line] == []
+    # Our own, and what torch 2.4 and 2.5 raise past every filter.
+    assert [line for line in shown
+            if not re.search('random weights|zero_optimizer', line)] == []
 
 
 def test_every_launcher_gets_gloo_and_keeps_its_wrapper(run_python):
-    done = run_python('-c', LAUNCHERS, MASTER_PORT=free_port())
+    done = run_python('-c', LAUNCHERS, MASTER_PORT=free_port(), **PROCESS)
     assert done.stdout.splitlines()[-3:] == [
-        "slurm gloo 0 {'broadcast_buffers': False, "
+        "slurm gloo {'broadcast_buffers': False, "
         "'find_unused_parameters': True, 'device_ids': None}",
-        "mpi gloo 0 {'static_graph': True, 'device_ids': None}",
-        'pytorch gloo 0 {}',
+        "mpi gloo {'static_graph': True, 'device_ids': None}",
+        'pytorch gloo {}',
     ], done.stderr
 
 
-def test_without_a_launcher_nothing_is_done():
-    cfg = Config(dict(launcher='none'))
-    prepare_distributed(cfg)
-    assert cfg.to_dict() == dict(launcher='none')
-    assert not torch.distributed.is_initialized()
+@pytest.mark.skipif(torch.cuda.is_available(), reason='not without a GPU')
+def test_mmengine_by_itself_asks_for_a_gpu(run_python):
+    done = run_python(
+        '-c', "from mmengine.dist import init_dist; "
+        "init_dist('pytorch', backend='gloo')", MASTER_PORT=free_port(),
+        **PROCESS)
+    assert 'torch.cuda.set_device' in done.stderr, (
+        'mmengine starts by itself here: is the fix still needed?')
 
 
 @pytest.mark.parametrize('launcher, said', [
@@ -106,25 +107,19 @@ def test_refuses_a_process_that_no_launcher_started(launcher, said,
         prepare_distributed(Config(dict(launcher=launcher)))
 
 
-@pytest.mark.parametrize('visible, said', [(0, '0 GPUs are'),
-                                           (1, '1 GPU is'),
-                                           (7, '7 GPUs are')])
-def test_refuses_more_processes_than_gpus(visible, said, monkeypatch):
+@pytest.mark.parametrize('visible', [0, 7, 8])
+def test_every_process_needs_a_gpu_where_there_are_any(visible, monkeypatch):
     monkeypatch.setattr(distributed, 'is_cuda_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: visible)
-    monkeypatch.setenv('LOCAL_RANK', '0')
-    monkeypatch.setenv('LOCAL_WORLD_SIZE', '8')
-    with pytest.raises(
-            ValueError, match=f'asked for 8 processes .* but {said} visible'):
-        prepare_distributed(Config(dict(launcher='pytorch')))
-
-
-def test_leaves_enough_gpus_to_mmengine(monkeypatch):
-    monkeypatch.setattr(distributed, 'is_cuda_available', lambda: True)
-    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 8)
     monkeypatch.setenv('LOCAL_RANK', '7')
     monkeypatch.setenv('LOCAL_WORLD_SIZE', '8')
+    prepare_distributed(Config(dict(launcher='none')))
     cfg = Config(dict(launcher='pytorch'))
-    prepare_distributed(cfg)
+    if visible < 8:
+        with pytest.raises(
+                ValueError, match=f'^8 processes .* and see {visible}:'):
+            prepare_distributed(cfg)
+    else:
+        prepare_distributed(cfg)
     assert cfg.to_dict() == dict(launcher='pytorch')
     assert not torch.distributed.is_initialized()

@@ -3,10 +3,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from mmengine.optim import OptimWrapper
-from mmengine.registry import MODELS, DefaultScope
 from mmengine.utils import digit_version
-from tiny_training import distiller
 
 import wsld_plugin  # noqa: F401
 
@@ -57,17 +54,12 @@ print('with us', mmcv.__version__)
 '''
 
 
-def stub_mmcv(folder, version: str) -> None:
-    package = folder / 'mmcv'
+def test_newer_mmcv_is_accepted_with_us_only(run_python, site_without):
+    site = site_without('mmcv')
+    package = site / 'mmcv'
     package.mkdir()
     (package / '__init__.py').write_text('from .version import __version__\n')
-    (package / 'version.py').write_text(f'__version__ = {version!r}\n')
-
-
-def test_newer_mmcv_is_accepted_with_us_only(
-        run_python, site_without):
-    site = site_without('mmcv')
-    stub_mmcv(site, '2.2.0')
+    (package / 'version.py').write_text("__version__ = '2.2.0'\n")
     done = run_python('-c', NEWER_MMCV, site=site)
     assert 'broken: MMCV==2.2.0 is used but incompatible' in done.stdout, (
         'mmrazor accepts it by itself: is the fix still needed?')
@@ -75,34 +67,13 @@ def test_newer_mmcv_is_accepted_with_us_only(
 
 
 def test_missing_mmcv_is_named_with_its_remedy(run_python, site_without):
-    done = run_python(
-        '-c', 'import wsld_plugin, mmrazor', site=site_without('mmcv'))
-    assert done.returncode != 0
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith('ModuleNotFoundError: mmrazor needs mmcv: '
-                           'install mmcv-lite')
-    assert "No module named 'mmcv'" in last
-
-
-def test_a_distillation_step_trains_the_student_alone():
-    from mmpretrain.structures import DataSample
-    torch.manual_seed(0)
-    with DefaultScope.overwrite_default_scope('mmrazor'):
-        model = MODELS.build(distiller())
-        before = {k: v.clone() for k, v in model.state_dict().items()}
-        optimizer = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1))
-        images = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8)
-        logged = model.train_step(
-            dict(
-                inputs=list(images),
-                data_samples=[
-                    DataSample().set_gt_label(label) for label in range(4)
-                ]), optimizer)
-    assert torch.isfinite(logged['loss'])
-    assert logged['distill.loss_kd'] > 0
-    changed = {
-        key.split('.')[0]
-        for key, value in model.state_dict().items()
-        if key.endswith('.weight') and not torch.equal(value, before[key])
-    }
-    assert changed == {'architecture'}
+    site = site_without('mmcv')
+    said = [
+        run_python('-c', f'import {names}', site=site).stderr.splitlines()[-1]
+        for names in ('mmrazor', 'wsld_plugin, mmrazor')
+    ]
+    assert 'mmcv-lite' not in said[0], (
+        'mmrazor says it by itself: is the fix still needed?')
+    assert said[1].startswith('ModuleNotFoundError: mmrazor needs mmcv: '
+                              'install mmcv-lite')
+    assert "No module named 'mmcv'" in said[1]

@@ -16,24 +16,20 @@ from mmengine.config import Config
 def read():
     return Config.fromstring("{INHERIT}", '.py').model.backbone.depth
 try:
-    print('by itself', read())
+    read()
 except ModuleNotFoundError as error:
     print('broken:', error)
 import wsld_plugin
 print('with us', read())
 '''
-OPENMMLAB = 'pkg_resources' in (
-    package_utils.is_installed.__code__.co_names) or (
-        package_utils.is_installed is adapter.is_installed)
-
-
-def test_inherits_from_another_package_here():
-    assert Config.fromstring(INHERIT, '.py').model.backbone.depth == 18
-    name = 'mmpretrain::resnet/resnet34_8xb32_in1k.py'
-    assert get_config(name).model.backbone.depth == 34
+OPENMMLAB = package_utils.is_installed is adapter.is_installed or (
+    'pkg_resources' in package_utils.is_installed.__code__.co_names)
 
 
 def test_inherits_without_pkg_resources(run_python, site_without):
+    assert Config.fromstring(INHERIT, '.py').model.backbone.depth == 18
+    name = 'mmpretrain::resnet/resnet34_8xb32_in1k.py'
+    assert get_config(name).model.backbone.depth == 34
     site = site_without('pkg_resources', 'setuptools', 'wsld', '__editable')
     done = run_python('-c', FIRST_WITHOUT, site=site)
     assert 'with us 18' in done.stdout, done.stderr
@@ -43,11 +39,10 @@ def test_inherits_without_pkg_resources(run_python, site_without):
 
 
 def test_finds_modules_distributions_and_nothing_else():
-    folder = find_spec('mmpretrain').submodule_search_locations[0]
+    folder, = find_spec('mmpretrain').submodule_search_locations
     assert adapter.get_installed_path('mmpretrain') == folder
     # A distribution that has another name than its module.
     assert adapter.get_installed_path('mmcv-lite').endswith('mmcv')
-    assert adapter.is_installed('mmcv-lite')
     assert not adapter.is_installed('no_such_package')
     with pytest.raises(ModuleNotFoundError, match="'no_such_package'"):
         adapter.get_installed_path('no_such_package')

@@ -110,8 +110,9 @@ def test_properties_of_random_draws(seed):
              reduction='none'), rows, **close)
     order = torch.randperm(9)
     torch.testing.assert_close(
-        wsld_loss(student[:, order], teacher[:, order], order.argsort()[labels],
-             tau, reduction='none'), rows, **close)
+        wsld_loss(student[:, order], teacher[:, order],
+                  order.argsort()[labels], tau, reduction='none'), rows,
+        **close)
     batch = torch.randperm(6)
     torch.testing.assert_close(
         wsld_loss(student[batch], teacher[batch], labels[batch], tau,

@@ -1,9 +1,7 @@
 """DistillCheckpointHook: what it leaves out, adds, keeps and survives."""
 from __future__ import annotations
 
-import os
 import resource
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.fileio import FileClient, LocalBackend
 from mmengine.hooks import Hook
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
@@ -24,12 +23,11 @@ from wsld_plugin.checkpoints import (
     export_student,
     read_checkpoint,
     student_model,
-    write_atomically,
 )
 from wsld_plugin.hooks import DistillCheckpointHook
 
 Trained = Callable[..., Runner]
-NOBODY = 65534
+EMA = [dict(type='EMAHook', momentum=0.5)]
 
 
 @pytest.fixture
@@ -56,19 +54,21 @@ def again(cfg: Config, **fields: Any) -> Config:
     cfg.merge_from_dict(fields)
     compat.prepare_amp(cfg)
     again.runs += 1  # type: ignore[attr-defined]
-    cfg.experiment_name = (
-        f'{cfg.experiment_name}_{again.runs}')  # type: ignore[attr-defined]
+    cfg.experiment_name += f'_{again.runs}'  # type: ignore[attr-defined]
     return cfg
 
 
 again.runs = 0  # type: ignore[attr-defined]
 
 
+def saved(cfg: Config, epoch: int = 1) -> dict[str, Any]:
+    return read_checkpoint(f'{cfg.work_dir}/epoch_{epoch}.pth')
+
+
 def of_teacher(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {
         key: value
-        for key, value in weights.items()
-        if key.startswith(('teacher.', 'module.teacher.'))
+        for key, value in weights.items() if key.startswith('teacher.')
     }
 
 
@@ -81,9 +81,7 @@ def check_equal(ours: Any, theirs: Any, where: str = '') -> None:
         for key, value in theirs.items():
             check_equal(ours[key], value, f'{where}/{key}')
     elif isinstance(theirs, list):
-        assert len(ours) == len(theirs), where
-        for number, value in enumerate(theirs):
-            check_equal(ours[number], value, f'{where}/{number}')
+        check_equal(dict(enumerate(ours)), dict(enumerate(theirs)), where)
     else:
         assert ours == theirs, where
 
@@ -92,11 +90,9 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir() if path.is_file()}
 
 
-@pytest.mark.parametrize(('norm_eval', 'torchvision'), [
-    (True, False),
-    (False, False),
-    (True, True),
-])
+@pytest.mark.parametrize('norm_eval, torchvision', [(True, False),
+                                                    (False, False),
+                                                    (True, True)])
 def test_what_the_file_holds_is_left_out(config: Config, trained: Trained,
                                          norm_eval: bool,
                                          torchvision: bool) -> None:
@@ -108,19 +104,12 @@ def test_what_the_file_holds_is_left_out(config: Config, trained: Trained,
         }, config.model.teacher_ckpt)
     config.model.teacher_norm_eval = norm_eval
     runner = trained(config)
-    path = Path(config.work_dir, 'epoch_1.pth')
-    kept = of_teacher(read_checkpoint(str(path))['state_dict'])
-    if norm_eval:
-        assert kept == {}
-    else:
-        assert {key.rpartition('.')[2]
-                for key in kept} == {
-                    'running_mean', 'running_var', 'num_batches_tracked'
-                }
-        check_equal(kept, {
-            key: value
-            for key, value in runner.model.state_dict().items() if key in kept
-        })
+    kept = of_teacher(saved(config)['state_dict'])
+    assert {key.rpartition('.')[2] for key in kept} == (
+        set() if norm_eval else
+        {'running_mean', 'running_var', 'num_batches_tracked'})
+    model = runner.model.state_dict()
+    check_equal(kept, {key: model[key] for key in kept})
 
 
 @pytest.mark.parametrize(
@@ -151,41 +140,124 @@ def test_resumed_run_ends_as_mmengines_own(config: Config, trained: Trained,
                 'model.teacher_ckpt': str(renamed)
             }))
     check_equal(runner.model.state_dict(), expected.model.state_dict())
-    ours, whole = (
-        read_checkpoint(f'{folder}/epoch_2.pth')
-        for folder in (config.work_dir, theirs.work_dir))
-    for state in ('state_dict', 'ema_state_dict'):
-        # Less than mmengine saves, and nothing that differs.
-        assert (state in ours) == (state in whole)
-        check_equal(
-            ours.get(state, {}), {
-                key: value
-                for key, value in whole.get(state, {}).items()
-                if key in ours[state]
-            })
-        absent = whole.get(state, {}).keys() - ours.get(state, {}).keys()
-        assert all('teacher.' in key for key in absent)
+    ours, whole = saved(config, 2), saved(theirs, 2)
     check_equal(ours['optimizer'], whole['optimizer'])
+    for state in {'state_dict', 'ema_state_dict'} & (ours.keys()
+                                                     | whole.keys()):
+        # Less than mmengine saves, and nothing that differs.
+        check_equal(
+            ours[state], {
+                key: value
+                for key, value in whole[state].items()
+                if key in ours[state] or 'teacher.' not in key
+            })
 
 
-def test_another_teacher_is_refused(config: Config, trained: Trained,
-                                    tmp_path: Path) -> None:
+def test_another_teacher_is_not_resumed(config: Config, trained: Trained,
+                                        tmp_path: Path) -> None:
     trained(config)
     other = save_teacher(config, tmp_path / 'other.pth', seed=1)
-    with pytest.raises(
-            CheckpointMismatchError,
-            match=rf'another teacher: .*teacher_ckpt={other}'):
-        trained(
-            again(config, **{
-                'resume': True,
-                'model.teacher_ckpt': other
-            }))
+    for path, said in ((other, rf'another teacher: .*teacher_ckpt={other}'),
+                       (None, 'lacks the teacher')):
+        with pytest.raises(CheckpointMismatchError, match=said):
+            trained(
+                again(config, **{
+                    'resume': True,
+                    'model.teacher_ckpt': path
+                }))
+
+
+class AtStart(Hook):
+    """Keeps the weights with which a training starts."""
+
+    def before_train(self, runner: Runner) -> None:
+        self.weights = {
+            key: value.clone()
+            for key, value in runner.model.state_dict().items()
+        }
+
+
+@pytest.mark.parametrize('writer', ['DistillCheckpointHook', 'CheckpointHook'])
+@pytest.mark.parametrize('way', ['teacher_ckpt', 'init_cfg', 'the same'])
+def test_second_stage_has_its_own_teacher(config: Config, trained: Trained,
+                                          tmp_path: Path, writer: str,
+                                          way: str) -> None:
+    first = again(config, **{'default_hooks.checkpoint.type': writer})
+    expected = trained(first).model.state_dict()
+    other = save_teacher(config, tmp_path / 'other.pth', seed=1)
+    fields: dict[str, Any] = {
+        'teacher_ckpt': {'model.teacher_ckpt': other},
+        'init_cfg': {
+            'model.teacher_ckpt': None,
+            'model.teacher.init_cfg': dict(
+                type='Pretrained', checkpoint=other)
+        },
+    }.get(way, {})
+    start = AtStart()
+    trained(
+        again(config, load_from=f'{config.work_dir}/epoch_1.pth', **fields),
+        start)
+    if fields:
+        others = read_checkpoint(other)['state_dict']
+        expected.update((f'teacher.{key}', others[key]) for key in others)
+    check_equal(start.weights, dict(expected))
+
+
+def test_second_stage_needs_a_teacher(config: Config,
+                                      trained: Trained) -> None:
+    trained(config)
     with pytest.raises(CheckpointMismatchError, match='lacks the teacher'):
         trained(
-            again(config, **{
-                'resume': True,
-                'model.teacher_ckpt': None
-            }))
+            again(
+                config, **{
+                    'load_from': f'{config.work_dir}/epoch_1.pth',
+                    'model.teacher_ckpt': None
+                }))
+
+
+def test_a_test_needs_no_teacher(config: Config, trained: Trained,
+                                 capsys: pytest.CaptureFixture[str]) -> None:
+    before = trained(config).model.architecture.state_dict()
+    Path(config.model.teacher_ckpt).unlink()
+    capsys.readouterr()
+    for path in (config.model.teacher_ckpt, None):
+        runner = Runner.from_cfg(
+            again(
+                config, **{
+                    'load_from': f'{config.work_dir}/epoch_1.pth',
+                    'model.teacher_ckpt': path,
+                    'test_dataloader.num_workers': 0
+                }))
+        assert 'accuracy/top1' in runner.test()
+        check_equal(runner.model.architecture.state_dict(), before)
+    assert 'do not match' not in capsys.readouterr().out
+    # But a training does, whatever hooks it has.
+    with pytest.raises(FileNotFoundError, match=r'model\.teacher_ckpt=.*pth'):
+        trained(
+            again(
+                config, **{
+                    'custom_hooks': [],
+                    'default_hooks.checkpoint.type': 'CheckpointHook'
+                }))
+
+
+@pytest.mark.parametrize('distilled', [True, False])
+def test_a_students_file_is_not_resumed(config: Config, trained: Trained,
+                                        distilled: bool) -> None:
+    trained(config)
+    student = f'{config.work_dir}/epoch_1_student.pth'
+    if not distilled:
+        config.model = student_model(config.model)
+        config.custom_hooks = []
+    for resume in (True, False) if distilled else (True, ):
+        with pytest.raises(CheckpointMismatchError) as error:
+            trained(again(config, load_from=student, resume=resume))
+        said = str(error.value)
+        assert said.startswith(f'{student} holds the student alone, and no '
+                               'training: resume from epoch_1.pth')
+        assert '\n' not in said
+    if not distilled:
+        trained(again(config, load_from=student))
 
 
 @pytest.mark.parametrize('fields', [
@@ -195,22 +267,7 @@ def test_another_teacher_is_refused(config: Config, trained: Trained,
 def test_teacher_that_no_file_holds_is_saved(config: Config, trained: Trained,
                                              fields: dict[str, Any]) -> None:
     runner = trained(again(config, **fields))
-    saved = read_checkpoint(f'{config.work_dir}/epoch_1.pth')
-    check_equal(saved['state_dict'], dict(runner.model.state_dict()))
-
-
-def test_weights_that_the_file_lacks_are_saved(config: Config,
-                                               trained: Trained) -> None:
-    path = config.model.teacher_ckpt
-    weights = read_checkpoint(path)['state_dict']
-    del weights['head.fc.weight']
-    torch.save(dict(state_dict=weights), path)
-    # It would refuse such a file.
-    config.custom_hooks = []
-    config.model.teacher_norm_eval = True
-    trained(config)
-    saved = read_checkpoint(f'{config.work_dir}/epoch_1.pth')
-    assert list(of_teacher(saved['state_dict'])) == ['teacher.head.fc.weight']
+    check_equal(saved(config)['state_dict'], dict(runner.model.state_dict()))
 
 
 @pytest.mark.parametrize('averaged', [False, True])
@@ -218,85 +275,110 @@ def test_student_beside_the_checkpoint(config: Config, trained: Trained,
                                        tmp_path: Path,
                                        averaged: bool) -> None:
     if averaged:
-        config.custom_hooks = [dict(type='EMAHook', momentum=0.5)]
+        config.custom_hooks = EMA
     config.default_hooks.checkpoint.save_best = 'auto'
     trained(config)
     work_dir = Path(config.work_dir)
     for name in ('epoch_1', 'best_accuracy_top1_epoch_1'):
         path = work_dir / f'{name}_student.pth'
-        model = get_model(
-            Config(dict(model=student_model(config.model), **{
-                'default_scope': 'mmpretrain'
-            })),
-            pretrained=str(path))
-        student = read_checkpoint(str(path))
+        alone = Config(dict(model=student_model(config.model),
+                            default_scope='mmpretrain'))
+        model = get_model(alone, pretrained=str(path))
+        student = torch.load(path)
         assert set(student) == {'state_dict', 'meta'}
         model.load_state_dict(student['state_dict'], strict=True)
+        # EMAHook's average is where the model was.
+        assert {one.device.type
+                for one in student['state_dict'].values()} == {'cpu'}
         # What was exported with the tool before is the same.
-        exported = export_student(
-            str(work_dir / f'{name}.pth'), f'{tmp_path}/{name}')
-        again_out = export_student(str(path), f'{tmp_path}/{name}_again')
-        check_equal(
-            dict(student['state_dict']),
-            dict(read_checkpoint(str(exported.path))['state_dict']))
-        assert exported.averaged == again_out.averaged == averaged
+        for number, source in enumerate((work_dir / f'{name}.pth', path)):
+            out = export_student(str(source), f'{tmp_path}/{name}{number}')
+            assert out.averaged == averaged
+            check_equal(
+                dict(student['state_dict']),
+                dict(read_checkpoint(str(out.path))['state_dict']))
         meta = student['meta']
         assert meta['averaged'] == averaged
         assert meta['source'] == f'{name}.pth'
         assert meta['epoch'] == 1
         assert len(meta['dataset_meta']['classes']) == 10
-        assert meta['torch_version'] == torch.__version__
         assert Config.fromstring(meta['cfg'], '.py').model.type == (
             'ImageClassifier')
-        metrics = read_checkpoint(str(again_out.path))['meta']['metrics']
-        assert 0 <= metrics['accuracy/top1'] <= 100
+        assert 0 <= meta['metrics']['accuracy/top1'] <= 100
 
 
-@pytest.mark.parametrize('by_epoch', [True, False])
-def test_students_go_with_their_checkpoints(config: Config, trained: Trained,
-                                            by_epoch: bool) -> None:
+@FileClient.register_backend('shouting')
+class Shouting(LocalBackend):
+    """Another place than the local disk: a folder in capitals."""
+
+    def put(self, obj: bytes, filepath: str) -> None:
+        super().put(obj, self._there(filepath))
+
+    def isfile(self, filepath: str) -> bool:
+        return super().isfile(self._there(filepath))
+
+    def remove(self, filepath: str) -> None:
+        super().remove(self._there(filepath))
+
+    @staticmethod
+    def _there(filepath: str) -> Path:
+        return Path(filepath).parent / 'THERE' / Path(filepath).name
+
+
+@pytest.mark.parametrize('by_epoch, client', [
+    (True, None),
+    (False, None),
+    (True, dict(backend='disk')),
+    (True, dict(backend='shouting')),
+])
+def test_students_go_with_their_checkpoints(
+        config: Config, trained: Trained, by_epoch: bool,
+        client: dict[str, str] | None) -> None:
     unit = 'epoch' if by_epoch else 'iter'
     config.default_hooks.checkpoint.update(
-        by_epoch=by_epoch, interval=1, max_keep_ckpts=2, save_best='auto')
+        by_epoch=by_epoch, interval=1, max_keep_ckpts=2, save_best='auto',
+        file_client_args=client)
     config.train_cfg = dict(
         by_epoch=by_epoch, val_interval=1, **{f'max_{unit}s': 3})
     config.default_hooks.logger.log_metric_by_epoch = by_epoch
     work_dir = Path(config.work_dir)
+    there = work_dir / 'THERE' if client == dict(
+        backend='shouting') else work_dir
     runner = trained(again(config))
-    saved = {name for name in names(work_dir) if name.endswith('.pth')}
     best = Path(runner.message_hub.get_info('best_ckpt')).stem
-    assert saved == {
+    assert {name for name in names(there) if name.endswith('.pth')} == {
         f'{name}{kind}.pth'
         for name in (f'{unit}_2', f'{unit}_3', best)
         for kind in ('', '_student')
     }
-    assert (work_dir / 'last_checkpoint').read_text() == str(
-        work_dir / f'{unit}_3.pth')
+    last = work_dir / 'last_checkpoint'
+    assert last.read_text() == str(work_dir / f'{unit}_3.pth')
+    if there != work_dir:
+        last.write_text(str(there / f'{unit}_3.pth'))
     # Fewer are kept from now on; a killed process left a part of a file.
     config.default_hooks.checkpoint.max_keep_ckpts = 1
-    (work_dir / f'{unit}_4.pth.{NOBODY}.part').touch()
+    part = work_dir / f'{unit}_4.pth.65534.part'
+    part.touch()
     trained(again(config, resume=True))
-    assert {name for name in names(work_dir)
-            if name.startswith((unit, 'last'))} == {
-                f'{unit}_3.pth', f'{unit}_3_student.pth', 'last_checkpoint'
-            }
+    assert {name for name in names(there) if name.startswith(unit)} == {
+        f'{unit}_3.pth', f'{unit}_3_student.pth'
+    } | ({part.name} if there == work_dir and part.exists() else set())
+    assert part.exists() == (there != work_dir)
 
 
-def test_metrics_decide_between_several_best(config: Config, trained: Trained,
-                                             tmp_path: Path) -> None:
-    config.default_hooks.checkpoint.update(
-        save_best=['accuracy/top1', 'single-label/f1-score'], rule='less')
+def test_metrics_decide_between_several_best(config: Config,
+                                             trained: Trained) -> None:
+    keys = ['accuracy/top1', 'single-label/f1-score']
+    config.default_hooks.checkpoint.update(save_best=keys, rule='less')
     config.val_evaluator = [
         dict(type='Accuracy', topk=(1, )),
         dict(type='SingleLabelMetric', num_classes=10, items=['f1-score']),
     ]
-    runner = trained(config)
-    for key in config.default_hooks.checkpoint.save_best:
-        best = Path(runner.message_hub.get_info(f'best_ckpt_{key}'))
-        metrics = read_checkpoint(
-            f'{best.with_suffix("")}_student.pth')['meta']['metrics']
-        assert metrics[key] == runner.message_hub.get_info(
-            f'best_score_{key}')
+    info = trained(config).message_hub.get_info
+    for key in keys:
+        best = Path(info(f'best_ckpt_{key}')).with_suffix('')
+        metrics = read_checkpoint(f'{best}_student.pth')['meta']['metrics']
+        assert metrics[key] == info(f'best_score_{key}')
 
 
 def test_classifier_is_saved_as_by_mmengine(config: Config, trained: Trained,
@@ -308,9 +390,7 @@ def test_classifier_is_saved_as_by_mmengine(config: Config, trained: Trained,
     theirs.default_hooks.checkpoint.type = 'CheckpointHook'
     trained(theirs)
     assert names(Path(config.work_dir)) == names(Path(theirs.work_dir))
-    ours, whole = (
-        read_checkpoint(f'{folder}/epoch_1.pth')
-        for folder in (config.work_dir, theirs.work_dir))
+    ours, whole = saved(config), saved(theirs)
     assert ours.keys() == whole.keys()
     assert ours['meta'].keys() == whole['meta'].keys()
     check_equal(ours['state_dict'], whole['state_dict'])
@@ -323,8 +403,12 @@ class FullDisk(Hook):
 
     def after_train_epoch(self, runner: Runner) -> None:
         if runner.epoch == 1:
-            _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, hard))
+            fill_disk()
+
+
+def fill_disk() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, hard))
 
 
 @contextmanager
@@ -346,15 +430,12 @@ def test_full_disk_costs_nothing(config: Config, trained: Trained) -> None:
             OSError, match=str(work_dir / 'epoch_2.pth')):
         runner.train()
     # As the first epoch left it, but for the config and the logs.
-    assert names(work_dir) >= {
-        'epoch_1.pth', 'epoch_1_student.pth', 'last_checkpoint',
-        'best_accuracy_top1_epoch_1.pth',
-        'best_accuracy_top1_epoch_1_student.pth'
+    assert {name for name in names(work_dir) if 'epoch' in name} == {
+        f'{best}epoch_1{kind}.pth'
+        for best in ('', 'best_accuracy_top1_') for kind in ('', '_student')
     }
-    assert not any('epoch_2' in name for name in names(work_dir))
     assert (work_dir / 'last_checkpoint').read_text().endswith('epoch_1.pth')
-    resumed = trained(again(config, resume=True))
-    assert resumed.epoch == 2
+    assert trained(again(config, resume=True)).epoch == 2
     assert (work_dir / 'last_checkpoint').read_text().endswith('epoch_2.pth')
 
 
@@ -366,46 +447,15 @@ def test_previous_best_outlives_a_failure(config: Config,
                 if isinstance(hook, DistillCheckpointHook))
     best = Path(runner.message_hub.get_info('best_ckpt'))
     before = best.read_bytes()
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     runner.train_loop._epoch = 2
     with unlimited_afterwards(), pytest.raises(OSError, match='epoch_2'):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))
+        fill_disk()
         hook.after_val_epoch(runner, {'accuracy/top1': 101.0})
     assert best.read_bytes() == before
     # And goes when the next one has come.
     hook.best_ckpt_path = str(best)
     hook.after_val_epoch(runner, {'accuracy/top1': 102.0})
-    assert not best.exists()
-    assert not best.with_name(f'{best.stem}_student.pth').exists()
     assert {name for name in names(best.parent) if 'best' in name} == {
         'best_accuracy_top1_epoch_2.pth',
         'best_accuracy_top1_epoch_2_student.pth'
     }
-
-
-@contextmanager
-def read_only(folder: Path) -> Iterator[None]:
-    """Forbid to write in a folder, to root too."""
-    user = os.geteuid()
-    folder.chmod(0o555)
-    try:
-        if user == 0:
-            os.seteuid(NOBODY)
-        yield
-    finally:
-        os.seteuid(user)
-        folder.chmod(0o755)
-
-
-def test_read_only_folder_keeps_what_it_has() -> None:
-    # Not below tmp_path, which is closed to all but its owner.
-    with tempfile.TemporaryDirectory() as name:
-        path = Path(name, 'epoch_1.pth')
-        write_atomically(path, b'old')
-        with read_only(Path(name)), pytest.raises(
-                PermissionError, match=str(path)):
-            write_atomically(path, b'new')
-        assert path.read_bytes() == b'old'
-        assert names(Path(name)) == {'epoch_1.pth'}
-        write_atomically(path, b'new')
-        assert path.read_bytes() == b'new'

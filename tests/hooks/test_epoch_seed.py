@@ -43,17 +43,14 @@ def test_seeds_differ_by_seed_epoch_and_rank() -> None:
         for seed in range(4) for epoch in range(100) for rank in range(8)
     }
     assert len(seeds) == 4 * 100 * 8
-    assert min(seeds) >= 0
-    assert max(seeds) < 2**31
+    assert 0 <= min(seeds) <= max(seeds) < 2**31
 
 
 def test_every_epoch_draws_its_own_numbers_again(
         tiny_config: Config, trained: Callable[..., Runner],
         tmp_path: Path) -> None:
     tiny_config.train_cfg.max_epochs = 2
-    tiny_config.val_cfg = None
-    tiny_config.val_dataloader = None
-    tiny_config.val_evaluator = None
+    tiny_config.update(val_cfg=None, val_dataloader=None, val_evaluator=None)
     whole, resumed = Draws(), Draws()
     trained(tiny_config, whole)
     tiny_config.resume = True

@@ -19,7 +19,14 @@ from .student import (
     student_model,
     student_weights,
 )
-from .teacher import FrozenTeacher, weights_sha256
+from .teacher import (
+    FrozenTeacher,
+    expect_training,
+    has_weights,
+    keep_teacher,
+    load_teacher,
+    weights_sha256,
+)
 from .zoo import UnknownModelError, checkpoint_url
 
 __all__ = [
@@ -35,9 +42,13 @@ __all__ = [
     'UnknownModelError',
     'checkpoint_url',
     'download_checkpoint',
+    'expect_training',
     'export_onnx',
     'export_student',
+    'has_weights',
+    'keep_teacher',
     'load_strictly',
+    'load_teacher',
     'load_weights',
     'load_what_fits',
     'mmpretrain_names',

@@ -1,4 +1,4 @@
-"""Keep a teacher that stands in a file already out of checkpoints."""
+"""A distiller's teacher: load it or refuse, keep it out of checkpoints."""
 from __future__ import annotations
 
 import hashlib
@@ -7,14 +7,145 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from mmengine.model import PretrainedInit
 from torch import Tensor, nn
 
 from .loading import (
     CheckpointMismatchError,
+    load_strictly,
     read_checkpoint,
     strip_prefix,
     weights_for,
 )
+
+# Where a checkpoint of a distillation has its networks.
+_PARTS = {'student': 'architecture.', 'teacher': 'teacher.'}
+
+
+def load_teacher(teacher: nn.Module, path: str, source: str) -> None:
+    """Load a file into a teacher that it must fit exactly.
+
+    Where the file cannot be reached the teacher refuses to run, and nothing
+    else happens: who tests a student needs no teacher.
+
+    Args:
+        teacher: Gets the weights.
+        path: Local path or URL; keys may start with ``module.`` and may be
+            torchvision's.
+        source: Field of the config that the path stands in.
+
+    Raises:
+        CheckpointMismatchError: If keys are missing or unexpected or shapes
+            differ. Says what to do.
+    """
+    try:
+        load_strictly(teacher, path, source)
+    except OSError as error:
+        message = f'{source}={path} could not be read: {error}'
+
+        def refuse(*_: Any) -> None:
+            raise FileNotFoundError(message)
+
+        teacher.register_forward_pre_hook(refuse)
+    except CheckpointMismatchError as error:
+        fitting, prefix = _fitting_parts(teacher, path)
+        raise CheckpointMismatchError(
+            f'{error}. {fitting}To load what fits and leave the rest as it '
+            f'is, set {source.rpartition(".")[2]}=None and give the teacher '
+            "init_cfg=dict(type='Pretrained', checkpoint=..."
+            f'{prefix})') from error
+
+
+def has_weights(teacher: nn.Module) -> bool:
+    """Whether a teacher will not be random, before it is initialised.
+
+    Its weights were loaded, or an ``init_cfg`` names a file, or there are
+    none.
+    """
+    if getattr(teacher, 'is_init', False):
+        return True
+    if next(teacher.parameters(), None) is None:
+        return True
+    cfgs = [getattr(part, 'init_cfg', None) for part in teacher.modules()]
+    return any(
+        one.get('type') in ('Pretrained', PretrainedInit) for cfg in cfgs
+        for one in (cfg if isinstance(cfg, list) else [cfg]) if one)
+
+
+def keep_teacher(teacher: nn.Module, weights: dict[str, Tensor]) -> bool:
+    """Take another teacher's weights out of a distiller's.
+
+    Args:
+        teacher: The module ``teacher`` of the distiller.
+        weights: State dict of the distiller, changed in place.
+
+    Returns:
+        Whether they were another's: a parameter is missing or differs.
+    """
+    own = dict(teacher.named_parameters(prefix='teacher'))
+    if own and all(_equal(weights.get(key), own[key].cpu()) for key in own):
+        return False
+    for key in [key for key in weights if key.startswith('teacher.')]:
+        del weights[key]
+    return True
+
+
+def expect_training(checkpoint: dict[str, Any], path: str,
+                    distiller: nn.Module | None) -> None:
+    """Refuse a file that is no training's, as a student's that stands beside.
+
+    Args:
+        checkpoint: What mmengine read.
+        path: Where from, for the error message.
+        distiller: Who gets the weights; other files that fit it will do.
+
+    Raises:
+        CheckpointMismatchError: Says what the file is and what to take.
+    """
+    if 'message_hub' in checkpoint:
+        return
+    names = {
+        key[7:] if key.startswith('module.') else key
+        for key in checkpoint.get('state_dict', checkpoint)
+    }
+    if distiller is not None and names & distiller.state_dict().keys():
+        return
+    meta = checkpoint.get('meta', {})
+    source = meta['source'] if 'averaged' in meta else None
+    raise CheckpointMismatchError(
+        f'{path} holds {"the student" if source else "weights"} alone, and '
+        f'no training: resume from {source or "its checkpoint"}, or begin '
+        "anew with init_cfg=dict(type='Pretrained', checkpoint=...) in "
+        'model.architecture (in model, if it has no teacher)')
+
+
+def _fitting_parts(teacher: nn.Module, path: str) -> tuple[str, str]:
+    """Say what of a distillation's file would fit, and how to get at it."""
+    weights = read_checkpoint(path)['state_dict']
+    weights = strip_prefix(weights, 'module.') or weights
+    parts = {
+        name: _shapes(part)
+        for name in _PARTS if (part := strip_prefix(weights, _PARTS[name]))
+    }
+    fits = [
+        name for name, shapes in parts.items()
+        if shapes == _shapes(teacher.state_dict())
+    ]
+    if fits:
+        return ("The file is a distillation's, of which the "
+                f'{" and the ".join(fits)} would fit. ',
+                f', prefix={_PARTS[fits[0]]!r}')
+    return ("The file is a distillation's, of which nothing would fit. "
+            if parts else '', '')
+
+
+def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    # Files from before torch 0.4.1 have no counters.
+    return {
+        key: tuple(value.shape)
+        for key, value in weights.items()
+        if not key.endswith('num_batches_tracked')
+    }
 
 
 class FrozenTeacher:
@@ -58,6 +189,10 @@ class FrozenTeacher:
                 for prefix, state in states:
                     del state[prefix + key]
 
+    def is_of(self, checkpoint: dict[str, Any]) -> bool:
+        """Whether :meth:`leave_out` took these weights out."""
+        return bool(checkpoint['meta']['teacher_sha256'] == self.sha256)
+
     def put_back(self, checkpoint: dict[str, Any]) -> None:
         """Complete a checkpoint by what :meth:`leave_out` took out.
 
@@ -67,8 +202,8 @@ class FrozenTeacher:
         Raises:
             CheckpointMismatchError: If it was made with other weights.
         """
-        expected = checkpoint['meta']['teacher_sha256']
-        if expected != self.sha256:
+        if not self.is_of(checkpoint):
+            expected = checkpoint['meta']['teacher_sha256']
             raise CheckpointMismatchError(
                 'the checkpoint was made with another teacher: its weights '
                 f'had SHA-256 {expected[:8]}, those of model.teacher_ckpt='

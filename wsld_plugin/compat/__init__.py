@@ -6,7 +6,7 @@ present, and is listed by :func:`fixes_in_force`. :func:`apply` runs when
 """
 from __future__ import annotations
 
-from . import checkpoint, mmengine, mmrazor, names
+from . import checkpoint, mmengine, mmrazor, names, teachers
 from .amp import prepare_amp
 from .distributed import prepare_distributed
 from .fix import Fix, fixes_in_force
@@ -33,4 +33,5 @@ def apply() -> None:
     mmengine.apply()
     checkpoint.apply()
     mmrazor.apply()
+    teachers.apply()
     names.apply()

@@ -1,13 +1,13 @@
 """Mixed precision where the only device is the CPU."""
 from __future__ import annotations
 
-import functools
+from functools import partial
 
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 
-from .fix import Fix, put_on_record
+from .fix import put_on_record
 
 
 def prepare_amp(cfg: Config) -> None:
@@ -35,13 +35,7 @@ def prepare_amp(cfg: Config) -> None:
     from mmengine.optim.optimizer import amp_optimizer_wrapper as module
     module.__dict__['is_cuda_available'] = lambda: True
     module.__dict__['GradScaler'] = _disabled_scaler()
-    put_on_record(
-        Fix(name='cpu-amp',
-            package='mmengine 0.10',
-            versions='no GPU, AmpOptimWrapper',
-            reason='it refuses to be built without a GPU, though bfloat16 '
-            'works on the CPU',
-            upstream='mmengine/optim/optimizer/amp_optimizer_wrapper.py'))
+    put_on_record('cpu-amp')
 
 
 def _is_amp(kind: object) -> bool:
@@ -52,9 +46,8 @@ def _is_amp(kind: object) -> bool:
     return isinstance(kind, type) and issubclass(kind, AmpOptimWrapper)
 
 
-def _disabled_scaler() -> functools.partial:
+def _disabled_scaler() -> partial:
     """A gradient scaler that passes everything through."""
     if hasattr(torch.amp, 'GradScaler'):  # torch >= 2.3
-        return functools.partial(
-            torch.amp.GradScaler, device='cpu', enabled=False)
-    return functools.partial(torch.cuda.amp.GradScaler, enabled=False)
+        return partial(torch.amp.GradScaler, device='cpu', enabled=False)
+    return partial(torch.cuda.amp.GradScaler, enabled=False)

@@ -13,7 +13,7 @@ import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.utils import digit_version
 
-from .fix import Fix, put_on_record
+from .fix import put_on_record
 from .import_hook import after_import
 
 # The statistics that mmengine registers, and pickles by reference.
@@ -31,15 +31,7 @@ def apply() -> None:
         return
     torch.serialization.add_safe_globals(_written_by_mmengine())
     after_import('mmengine.runner.checkpoint', _load_weights_only)
-    put_on_record(
-        Fix(
-            name='mmengine-checkpoints',
-            package='mmengine 0.10',
-            versions='torch>=2.6',
-            reason='torch.load refuses the log history in mmengine '
-            'checkpoints; what mmengine writes is allowed, anything else is '
-            'refused with a message that names it',
-            upstream='mmengine/runner/checkpoint.py'))
+    put_on_record('mmengine-checkpoints')
 
 
 def _written_by_mmengine() -> list[Any]:
@@ -82,14 +74,12 @@ def _load_weights_only(module: ModuleType) -> None:
     if hasattr(module, '_safe_torch_load'):
         # onedl-mmengine allows the whole of getattr and executes the file
         # when that is not enough.
-        module.__dict__['_safe_torch_load'] = _torch_load
+        module.__dict__['_safe_torch_load'] = torch.load
     loader = module.CheckpointLoader
     original = loader.load_checkpoint.__func__
 
     @functools.wraps(original)
-    def load_checkpoint(cls: type,
-                        filename: str,
-                        *args: Any,
+    def load_checkpoint(cls: type, filename: str, *args: Any,
                         **kwargs: Any) -> Any:
         try:
             return original(cls, filename, *args, **kwargs)
@@ -97,13 +87,6 @@ def _load_weights_only(module: ModuleType) -> None:
             raise pickle.UnpicklingError(_refusal(filename, error)) from error
 
     loader.load_checkpoint = classmethod(load_checkpoint)
-
-
-def _torch_load(file: Any,
-                map_location: Any = None,
-                weights_only: bool | None = None) -> Any:
-    return torch.load(
-        file, map_location=map_location, weights_only=weights_only)
 
 
 def _refusal(filename: str, error: pickle.UnpicklingError) -> str:

@@ -2,26 +2,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from unittest.mock import patch
 
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device, is_cuda_available
 
-from .fix import Fix, put_on_record
+from .fix import put_on_record
 
-# Where the launchers say how many processes they started on this node, and
-# which of them this one is.
-_LOCAL_SIZE = {
-    'pytorch': 'LOCAL_WORLD_SIZE',
-    'slurm': 'SLURM_NTASKS_PER_NODE',
-    'mpi': 'OMPI_COMM_WORLD_LOCAL_SIZE',
-}
-_LOCAL_RANK = {
-    'pytorch': 'LOCAL_RANK',
-    'slurm': 'SLURM_LOCALID',
-    'mpi': 'OMPI_COMM_WORLD_LOCAL_RANK',
+# Where launchers say which of a node's processes this is, and of how many.
+_LAUNCHERS = {
+    'pytorch': ('LOCAL_RANK', 'LOCAL_WORLD_SIZE'),
+    'slurm': ('SLURM_LOCALID', 'SLURM_NTASKS_PER_NODE'),
+    'mpi': ('OMPI_COMM_WORLD_LOCAL_RANK', 'OMPI_COMM_WORLD_LOCAL_SIZE'),
 }
 
 
@@ -44,40 +37,33 @@ def prepare_distributed(cfg: Config) -> None:
     launcher = cfg.get('launcher', 'none')
     if launcher == 'none':
         return
-    if launcher not in _LOCAL_RANK:
+    if launcher not in _LAUNCHERS:
         raise ValueError(f'launcher is {launcher!r}, expected one of '
-                         f'{["none", *_LOCAL_RANK]}')
-    local_rank = os.environ.get(_LOCAL_RANK[launcher])
+                         f'{["none", *_LAUNCHERS]}')
+    rank_name, size_name = _LAUNCHERS[launcher]
+    local_rank = os.environ.get(rank_name)
     if local_rank is None:
         raise ValueError(
             f'launcher is {launcher!r}, but the environment variable '
-            f'{_LOCAL_RANK[launcher]} is not set: this process was not '
-            'started by that launcher')
+            f'{rank_name} is not set: that launcher did not start this '
+            'process')
     # mmengine reads it under every launcher, and sets it under slurm only.
     os.environ['LOCAL_RANK'] = local_rank
     if is_cuda_available():
-        _expect_a_gpu_each(launcher, int(local_rank))
+        _expect_a_gpu_each(os.environ.get(size_name, ''), int(local_rank))
     elif get_device() == 'cpu':
         _initialise_gloo(cfg, launcher)
         _wrap_model_without_gpu(cfg)
-        put_on_record(
-            Fix(name='cpu-processes',
-                package='mmengine 0.10',
-                versions='no GPU, several processes',
-                reason='it calls torch.cuda.set_device in every process and '
-                'wraps the model for a GPU',
-                upstream='mmengine/dist/utils.py'))
+        put_on_record('cpu-processes')
 
 
-def _expect_a_gpu_each(launcher: str, local_rank: int) -> None:
-    size = os.environ.get(_LOCAL_SIZE[launcher], '')
+def _expect_a_gpu_each(size: str, local_rank: int) -> None:
     asked = int(size) if size.isdigit() else local_rank + 1
     visible = torch.cuda.device_count()
     if asked > visible:
         raise ValueError(
-            f'asked for {asked} processes on this node, but {visible} '
-            f'GPU{" is" if visible == 1 else "s are"} visible to them: '
-            'start fewer processes, or hide the GPUs '
+            f'{asked} processes were started on this node, which need a GPU '
+            f'each, and see {visible}: start fewer, or hide the GPUs '
             '(CUDA_VISIBLE_DEVICES=-1) to train on the CPU')
 
 
@@ -91,19 +77,9 @@ def _initialise_gloo(cfg: Config, launcher: str) -> None:
     # method of the data loaders' workers.
     set_multi_processing(**env_cfg.get('mp_cfg', {}), distributed=True)
     dist_cfg = {**env_cfg.get('dist_cfg', {}), 'backend': 'gloo'}
-    with _no_gpu_to_choose():
+    # Which needs a driver.
+    with patch.object(torch.cuda, 'set_device'):
         init_dist(launcher, **dist_cfg)
-
-
-@contextmanager
-def _no_gpu_to_choose() -> Iterator[None]:
-    """Make ``torch.cuda.set_device``, which needs a driver, do nothing."""
-    before = torch.cuda.set_device
-    torch.cuda.set_device = lambda device: None
-    try:
-        yield
-    finally:
-        torch.cuda.set_device = before
 
 
 def _wrap_model_without_gpu(cfg: Config) -> None:
@@ -111,9 +87,9 @@ def _wrap_model_without_gpu(cfg: Config) -> None:
     from torch.nn.parallel import DistributedDataParallel
     if cfg.get('model_wrapper_cfg') is None:
         # What Runner builds by default, but for the device.
+        unused = cfg.get('find_unused_parameters', False)
         cfg.model_wrapper_cfg = dict(
-            broadcast_buffers=False,
-            find_unused_parameters=cfg.get('find_unused_parameters', False))
+            broadcast_buffers=False, find_unused_parameters=unused)
     wrapper = cfg.model_wrapper_cfg
     wrapper.setdefault('type', 'MMDistributedDataParallel')
     kind = wrapper.type

@@ -1,35 +1,62 @@
-"""What is said about a fix, and the list of those in force."""
+"""What is changed in others' packages: where, why, and whether it is."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Fix:
-    """A change to somebody else's package that is in force.
-
-    Attributes:
-        name: Short handle, unique among the fixes.
-        package: The package whose behaviour is changed.
-        versions: Where the change is needed.
-        reason: What fails without it.
-        upstream: File in which the cause stands, relative to the
-            environment's site-packages.
-    """
+class Fix(NamedTuple):
+    """A change to somebody else's package."""
 
     name: str
     package: str
+    # Where the change is needed, and what fails without it.
     versions: str
     reason: str
+    # File in which the cause stands, relative to site-packages.
     upstream: str
 
 
+_KNOWN = (
+    Fix('mmengine-package-lookup', 'mmengine 0.10', 'setuptools>=82',
+        'configs that inherit from "package::config" cannot be read: mmengine '
+        'looks packages up by pkg_resources',
+        'mmengine/utils/package_utils.py'),
+    Fix('mmengine-checkpoints', 'mmengine 0.10', 'torch>=2.6',
+        'torch.load refuses the log history in mmengine checkpoints; what '
+        'mmengine writes is allowed, anything else is refused by name',
+        'mmengine/runner/checkpoint.py'),
+    Fix('mmrazor-quantization', 'mmrazor 1.0.0', 'torch>=2.0',
+        'its quantization modules use names that torch.ao no longer has, and '
+        'mmrazor.models imports them; they are left empty, as on torch 1.12',
+        'mmrazor/structures/quantization/backend_config/'
+        'common_operator_config_utils.py'),
+    Fix('mmrazor-teachers', 'mmrazor 1.0.0', 'all',
+        "a teacher's file that does not fit, or has torchvision's names, is "
+        'passed over and the teacher stays random; it is loaded by any name '
+        'and strictly, and a teacher without weights is warned of',
+        'mmrazor/models/algorithms/distill/configurable/'
+        'single_teacher_distill.py'),
+    Fix('mmcv-missing', 'mmrazor 1.0.0, mmpretrain', 'mmcv not installed',
+        'their import error does not say that mmcv-lite will do',
+        'mmrazor/__init__.py'),
+    Fix('mmrazor-mmcv-ceiling', 'mmrazor 1.0.0', 'mmcv>2.1.0',
+        'it refuses every newer mmcv at import', 'mmrazor/__init__.py'),
+    Fix('own-names', 'mmengine', 'all',
+        'it takes "package::config" of the packages that it lists only, and '
+        'of configs in folders only', 'mmengine/config/utils.py'),
+    Fix('cpu-amp', 'mmengine 0.10', 'no GPU, AmpOptimWrapper',
+        'it refuses to be built without a GPU, though bfloat16 works on the '
+        'CPU', 'mmengine/optim/optimizer/amp_optimizer_wrapper.py'),
+    Fix('cpu-processes', 'mmengine 0.10', 'no GPU, several processes',
+        'it calls torch.cuda.set_device in every process and wraps the model '
+        'for a GPU', 'mmengine/dist/utils.py'),
+)
 _in_force: dict[str, Fix] = {}
 
 
-def put_on_record(fix: Fix) -> None:
+def put_on_record(name: str) -> None:
     """Note that a fix is in force."""
-    _in_force[fix.name] = fix
+    _in_force[name] = next(fix for fix in _KNOWN if fix.name == name)
 
 
 def fixes_in_force() -> tuple[Fix, ...]:
@@ -37,8 +64,7 @@ def fixes_in_force() -> tuple[Fix, ...]:
 
     Returns:
         One record per fix, in the order in which they came into force;
-        only ``mmrazor-teacher-names`` and ``own-names`` where the installed
-        packages need no other (torch 1.13 with ``setuptools<82`` and mmcv
-        2.1, say).
+        ``mmrazor-teachers`` and ``own-names`` alone where the installed
+        packages need no other (torch 1.13, ``setuptools<82``, mmcv 2.1).
     """
     return tuple(_in_force.values())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from importlib.abc import Loader, MetaPathFinder
+from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
@@ -17,11 +17,10 @@ Around = Callable[[ModuleType], AbstractContextManager[Any]]
 
 
 def around_import(name: str, around: Around) -> None:
-    """Enter ``around(module)`` whenever the module's code executes.
+    """Enter ``around(module)`` whenever a module's code executes.
 
     Args:
-        name: Full name of the module. If it has been executed already
-            nothing happens until it is reloaded.
+        name: Full name of the module, which may wait for a reload.
         around: Gets the new, still empty module.
     """
     if _FINDER not in sys.meta_path:
@@ -30,12 +29,7 @@ def around_import(name: str, around: Around) -> None:
 
 
 def after_import(name: str, change: Callable[[ModuleType], None]) -> None:
-    """Call ``change(module)`` now or as soon as the module is imported.
-
-    Args:
-        name: Full name of the module.
-        change: Gets the executed module.
-    """
+    """Call ``change(module)`` now or as soon as it has been imported."""
     if name in sys.modules:
         change(sys.modules[name])
 
@@ -48,49 +42,36 @@ def after_import(name: str, change: Callable[[ModuleType], None]) -> None:
 
 
 class _Finder(MetaPathFinder):
-    """Finds by the other finders and wraps the loaders of some modules."""
+    """Finds by the other finders, and surrounds what some modules do."""
 
     def __init__(self) -> None:
         self.around: dict[str, Around] = {}
 
-    def find_spec(self,
-                  fullname: str,
-                  path: Sequence[str] | None,
-                  target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(
+            self, fullname: str, path: Sequence[str] | None,
+            target: ModuleType | None = None) -> ModuleSpec | None:
         if fullname not in self.around:
             return None
         for finder in sys.meta_path:
-            if finder is self:
-                continue
-            spec = finder.find_spec(fullname, path, target)
+            spec = None if finder is self else finder.find_spec(
+                fullname, path, target)
             if spec is not None:
                 if spec.loader is not None:
-                    spec.loader = _Loader(spec.loader, self.around[fullname])
+                    _wrap(spec.loader, self.around[fullname])
                 return spec
         return None
 
 
-class _Loader(Loader):
-    """Executes by another loader, in a context, then leaves the scene."""
+def _wrap(loader: Any, around: Around) -> None:
+    """Let a loader execute its next module in a context, that one alone."""
+    execute = loader.exec_module
 
-    def __init__(self, loader: Loader, around: Around) -> None:
-        self._loader = loader
-        self._around = around
+    def exec_module(module: ModuleType) -> None:
+        vars(loader).pop('exec_module', None)
+        with around(module):
+            execute(module)
 
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self._loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        # Whoever asks the module for its source or resources later gets
-        # the loader that Python would have used.
-        module.__loader__ = self._loader
-        if module.__spec__ is not None:
-            module.__spec__.loader = self._loader
-        with self._around(module):
-            self._loader.exec_module(module)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loader, name)
+    loader.exec_module = exec_module
 
 
 _FINDER = _Finder()

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 import mmengine.config.config
 import mmengine.utils.package_utils
 
-from .fix import Fix, put_on_record
+from .fix import put_on_record
 
 # Those that bind the functions by name at import.
 _BINDING_MODULES = ('mmengine.utils.package_utils', 'mmengine.utils',
@@ -22,43 +22,21 @@ def apply() -> None:
     if 'pkg_resources' not in asks or find_spec('pkg_resources') is not None:
         return
     for name in _BINDING_MODULES:
-        # mmengine.hub is imported lazily and then binds what mmengine.utils
-        # has.
-        module = sys.modules.get(name)
-        if module is None:
-            continue
+        # mmengine.hub is imported later and binds what mmengine.utils has.
+        names = vars(sys.modules[name]) if name in sys.modules else {}
         for function in (is_installed, get_installed_path):
-            if hasattr(module, function.__name__):
-                setattr(module, function.__name__, function)
-    put_on_record(
-        Fix(
-            name='mmengine-package-lookup',
-            package='mmengine 0.10',
-            versions='setuptools>=82',
-            reason='configs that inherit from "package::config" cannot be '
-            'read: mmengine looks packages up by pkg_resources',
-            upstream='mmengine/utils/package_utils.py'))
+            if function.__name__ in names:
+                names[function.__name__] = function
+    put_on_record('mmengine-package-lookup')
 
 
 def is_installed(package: str) -> bool:
-    """Whether a module or distribution of that name can be imported.
-
-    Args:
-        package: Name of a module (``mmpretrain``) or of a distribution
-            (``mmsegmentation``).
-    """
+    """Whether a module or distribution of that name can be imported."""
     return _package_dir(package) is not None
 
 
 def get_installed_path(package: str) -> str:
-    """Folder of a package, editable installs included.
-
-    Args:
-        package: Name of a module (``mmpretrain``) or of a distribution
-            (``mmsegmentation``).
-
-    Returns:
-        Path of the folder with the package's ``__init__.py``.
+    """Folder of a module or distribution, editable installs included.
 
     Raises:
         ModuleNotFoundError: If nothing of that name is installed.
@@ -71,17 +49,14 @@ def get_installed_path(package: str) -> str:
 
 
 def _package_dir(package: str) -> str | None:
-    for module in (package, *_top_level_modules(package)):
-        spec = find_spec(module)
+    modules = [package]
+    try:
+        named = distribution(package).read_text('top_level.txt')
+        modules += (named or '').split()
+    except PackageNotFoundError:
+        pass
+    for spec in map(find_spec, modules):
         # A namespace package has no origin and thereby no one folder.
         if spec is not None and spec.origin is not None:
             return osp.dirname(spec.origin)
     return None
-
-
-def _top_level_modules(package: str) -> list[str]:
-    try:
-        text = distribution(package).read_text('top_level.txt')
-    except PackageNotFoundError:
-        return []
-    return (text or '').split()

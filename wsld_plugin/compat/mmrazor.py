@@ -4,91 +4,43 @@ from __future__ import annotations
 import runpy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import patch
 
 import torch
 from mmengine.utils import digit_version
-from torch import nn
 
-from .fix import Fix, put_on_record
-from .import_hook import after_import, around_import
+from .fix import put_on_record
+from .import_hook import around_import
 
-# The three modules that ask at import for torch >= 1.13 and then build
-# tables out of torch.ao's quantization tools.
+# The three modules that ask at import for torch >= 1.13 and then build tables
+# out of torch.ao's quantization tools, of which torch 2.0 dropped some.
 _QUANTIZATION_MODULES = (
     'mmrazor.structures.quantization.backend_config.'
     'common_operator_config_utils',
     'mmrazor.structures.quantization.backend_config.mapping',
     'mmrazor.models.quantizers.native_quantizer',
 )
-# Gone from torch.ao since torch 2.0; mmrazor needs them in the first of those.
-_FUSER_HELPERS = ('reverse2', 'reverse3', 'reverse_sequential_wrapper2')
-# Where teacher_ckpt is loaded.
-_DISTILLER_MODULE = ('mmrazor.models.algorithms.distill.configurable.'
-                     'single_teacher_distill')
 # Newest release that mmrazor 1.0.0 accepts.
 _NEWEST_MMCV = '2.1.0'
 
 
 def apply() -> None:
     """Ready mmrazor for the installed torch and mmcv, without importing it."""
-    if _torch_lacks_fuser_helpers():
+    if digit_version(torch.__version__) >= digit_version('2.0.0'):
         for name in _QUANTIZATION_MODULES:
             around_import(name, _quantization_left_out)
-        put_on_record(
-            Fix(
-                name='mmrazor-quantization',
-                package='mmrazor 1.0.0',
-                versions='torch>=2.0',
-                reason='its quantization modules use names that torch.ao no '
-                'longer has, and mmrazor.models imports them; they are '
-                'imported as on torch 1.12, that is, left empty',
-                upstream='mmrazor/structures/quantization/backend_config/'
-                'common_operator_config_utils.py'))
-    after_import(_DISTILLER_MODULE, _teacher_files_by_any_name)
-    put_on_record(
-        Fix(
-            name='mmrazor-teacher-names',
-            package='mmrazor 1.0.0',
-            versions='all',
-            reason="a teacher_ckpt with torchvision's names is passed over "
-            'and the teacher stays random; it is loaded under the names that '
-            'the teacher has',
-            upstream='mmrazor/models/algorithms/distill/configurable/'
-            'single_teacher_distill.py'))
+        put_on_record('mmrazor-quantization')
     mmcv_version = _mmcv_version()
     if mmcv_version is None:
         around_import('mmrazor', _mmcv_named_if_missing)
         around_import('mmpretrain', _mmcv_named_if_missing)
-        put_on_record(
-            Fix(
-                name='mmcv-missing',
-                package='mmrazor 1.0.0, mmpretrain',
-                versions='mmcv not installed',
-                reason='their import error does not say that mmcv-lite '
-                'will do',
-                upstream='mmrazor/__init__.py'))
+        put_on_record('mmcv-missing')
     elif digit_version(mmcv_version) > digit_version(_NEWEST_MMCV):
         around_import('mmrazor', _mmcv_taken_for_newest_known)
-        put_on_record(
-            Fix(
-                name='mmrazor-mmcv-ceiling',
-                package='mmrazor 1.0.0',
-                versions=f'mmcv>{_NEWEST_MMCV}',
-                reason='it refuses every newer mmcv at import',
-                upstream='mmrazor/__init__.py'))
-
-
-def _torch_lacks_fuser_helpers() -> bool:
-    try:
-        torch_has = import_module(
-            'torch.ao.quantization.fuser_method_mappings')
-    except ModuleNotFoundError:
-        return True
-    return not all(hasattr(torch_has, name) for name in _FUSER_HELPERS)
+        put_on_record('mmrazor-mmcv-ceiling')
 
 
 def _mmcv_version() -> str | None:
@@ -107,7 +59,6 @@ def _mmcv_version() -> str | None:
 def _quantization_left_out(module: ModuleType) -> Iterator[None]:
     """Let ``mmrazor.digit_version`` take torch for 1.12.1 meanwhile."""
     import mmrazor
-    before = mmrazor.digit_version
     importing = True
 
     def answer(version: str, *args: int) -> tuple[int, ...]:
@@ -117,36 +68,20 @@ def _quantization_left_out(module: ModuleType) -> Iterator[None]:
             version = '1.12.1'
         return digit_version(version, *args)
 
-    mmrazor.digit_version = answer
     try:
-        yield
+        with patch.object(mmrazor, 'digit_version', answer):
+            yield
     finally:
         importing = False
-        mmrazor.digit_version = before
         module.__dict__['digit_version'] = digit_version
-
-
-def _teacher_files_by_any_name(module: ModuleType) -> None:
-    """Replace the ``load_checkpoint`` that loads the teacher."""
-
-    def load_checkpoint(model: nn.Module, filename: str) -> None:
-        # Not at the top: the plugin's rooms are imported after compat.
-        from ..checkpoints import load_what_fits
-        load_what_fits(model, filename)
-
-    module.__dict__['load_checkpoint'] = load_checkpoint
 
 
 @contextmanager
 def _mmcv_taken_for_newest_known(module: ModuleType) -> Iterator[None]:
     """Let ``mmcv.__version__`` read 2.1.0 meanwhile."""
     import mmcv
-    before = mmcv.__version__
-    mmcv.__version__ = _NEWEST_MMCV
-    try:
+    with patch.object(mmcv, '__version__', _NEWEST_MMCV):
         yield
-    finally:
-        mmcv.__version__ = before
 
 
 @contextmanager

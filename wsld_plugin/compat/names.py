@@ -8,7 +8,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from .fix import Fix, put_on_record
+from .fix import put_on_record
 from .import_hook import after_import
 
 _PREFIX = 'wsld_plugin::'
@@ -32,39 +32,26 @@ def apply() -> None:
     Config._get_cfg_path = staticmethod(get_cfg_path)  # type: ignore
     after_import('mmengine.hub', _open_hub)
     after_import('mmpretrain.apis.model', _list_students)
-    put_on_record(
-        Fix(
-            name='own-names',
-            package='mmengine',
-            versions='all',
-            reason='it takes "package::config" of the packages that it '
-            'lists only, and of configs in folders only',
-            upstream='mmengine/config/utils.py'))
+    put_on_record('own-names')
 
 
 def _config_file(name: str) -> Path:
     path = _MIM / 'configs' / name[len(_PREFIX):]
     if path.is_file():
         return path
-    found = ', '.join(sorted(
-        file.name for file in path.parent.glob('*.py'))) or 'nothing'
-    raise FileNotFoundError(f'{name} is not among the configs of wsld_plugin: '
-                            f'{path.parent} holds {found}')
+    found = sorted(file.name for file in path.parent.glob('*.py'))
+    raise FileNotFoundError(
+        f'{name} is not among the configs of wsld_plugin: {path.parent} holds '
+        f'{", ".join(found) or "nothing"}')
 
 
 def _open_hub(package: ModuleType) -> None:
     """Replace mmengine.hub's functions by those that know our configs."""
-    for function in (_get_config_by(package.get_config),
-                     _get_model_by(package.get_model)):
-        for module in (package, sys.modules['mmengine.hub.hub']):
-            setattr(module, function.__name__, function)
-
-
-def _get_config_by(others: Any) -> Any:
+    others_config, others_model = package.get_config, package.get_model
 
     def get_config(cfg_path: str, pretrained: bool = False) -> Config:
         if not cfg_path.startswith(_PREFIX):
-            return others(cfg_path, pretrained)
+            return others_config(cfg_path, pretrained)
         path = _config_file(cfg_path)
         cfg = Config.fromfile(path)
         if pretrained:
@@ -74,38 +61,32 @@ def _get_config_by(others: Any) -> Any:
                                                name)['Weights']
         return cfg
 
-    return get_config
-
-
-def _get_model_by(others: Any) -> Any:
-
     def get_model(cfg_path: str,
                   pretrained: bool = False,
                   **kwargs: Any) -> Any:
         if not cfg_path.startswith(_PREFIX):
-            return others(cfg_path, pretrained, **kwargs)
-        from mmengine.hub import get_config
-        from mmengine.registry import MODELS, DefaultScope
+            return others_model(cfg_path, pretrained, **kwargs)
+        return _build_student(get_config(cfg_path, pretrained), kwargs)
 
-        from ..checkpoints import (
-            load_weights,
-            read_checkpoint,
-            student_model,
-            student_weights,
-        )
-        cfg = get_config(cfg_path, pretrained)
-        with DefaultScope.overwrite_default_scope(cfg.default_scope):
-            model = MODELS.build(
-                student_model(cfg.model), default_args=kwargs)
-        if pretrained:
-            weights = read_checkpoint(cfg.model_path)['state_dict']
-            load_weights(model, student_weights(weights, cfg.model_path),
-                         cfg.model_path)
-            # Or Runner would initialise it anew.
-            model._is_init = True
-        return model
+    for module in (package, sys.modules['mmengine.hub.hub']):
+        vars(module).update(get_config=get_config, get_model=get_model)
 
-    return get_model
+
+def _build_student(cfg: Config, kwargs: dict[str, Any]) -> Any:
+    from mmengine.registry import MODELS, DefaultScope
+
+    from .. import checkpoints
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        model = MODELS.build(
+            checkpoints.student_model(cfg.model), default_args=kwargs)
+    path = cfg.get('model_path')
+    if path:
+        weights = checkpoints.read_checkpoint(path)['state_dict']
+        checkpoints.load_weights(
+            model, checkpoints.student_weights(weights, path), path)
+        # Or Runner would initialise it anew.
+        model._is_init = True
+    return model
 
 
 def _list_students(module: ModuleType) -> None:
@@ -131,15 +112,9 @@ def _list_students(module: ModuleType) -> None:
 
 
 def load_from_distiller(filename: str, map_location: Any) -> dict[str, Any]:
-    """Read a distiller's checkpoint as one of its student.
-
-    Args:
-        filename: Path or URL after ``wsld-student:``.
-        map_location: Not used, the weights stay on the CPU.
-    """
+    """Read a checkpoint after ``wsld-student:`` as one of its student."""
     from ..checkpoints import read_checkpoint, student_weights
     path = filename[len(_STUDENT_SCHEME):]
     checkpoint = read_checkpoint(path)
-    return dict(
-        checkpoint,
-        state_dict=student_weights(checkpoint['state_dict'], path))
+    weights = student_weights(checkpoint['state_dict'], path)
+    return dict(checkpoint, state_dict=weights)

@@ -9,14 +9,18 @@ from typing import Any
 
 import torch
 from mmengine.dist import is_main_process
-from mmengine.fileio import LocalBackend, get_file_backend
+from mmengine.fileio import FileClient, LocalBackend, get_file_backend
+from mmengine.fileio.file_client import HardDiskBackend
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner, weights_to_cpu
 
 from ..checkpoints import (
     CheckpointMismatchError,
     FrozenTeacher,
+    expect_training,
+    has_weights,
+    keep_teacher,
     remove_parts,
     student_checkpoint,
     write_atomically,
@@ -28,54 +32,64 @@ from .teachers import distillers
 class DistillCheckpointHook(CheckpointHook):
     """mmengine's ``CheckpointHook`` for a student and its frozen teacher.
 
-    It takes the same arguments and writes the same files, with these
-    differences:
+    The same arguments and files, but:
 
     - A frozen teacher's weights that are still those of
       ``model.teacher_ckpt`` are left out and are read from there on resume.
       What changed, as the running statistics of a teacher with
       ``teacher_norm_eval=False``, is kept. A checkpoint that was made with
-      another teacher is refused. A teacher without ``teacher_ckpt``, one
-      that trains, and the teacher beside an ``EMAHook`` with
-      ``strict_load=True`` are saved whole.
-    - The student, the running average of it if there is an ``EMAHook``,
-      stands beside each checkpoint as ``*_student.pth``, as mmpretrain loads
-      it, and goes when the checkpoint goes.
+      another teacher is not resumed; as ``load_from`` it gives its student
+      to a training with the config's teacher. A teacher without
+      ``teacher_ckpt``, one that trains, and the teacher beside an
+      ``EMAHook`` with ``strict_load=True`` are saved whole.
+    - The student, its running average if there is an ``EMAHook``, stands
+      beside each checkpoint as ``*_student.pth``, as mmpretrain loads it.
     - A local file takes its name when it is complete and on the disk, and
-      older files are removed after that, so that a kill or a full disk costs
-      no earlier checkpoint. There must be room for one checkpoint more than
-      are kept.
-
-    A model without a teacher is saved as mmengine does, but for the last.
+      older files are removed after that: a kill or a full disk costs no
+      earlier checkpoint, and there must be room for one more than are kept.
     """
 
     backend_args: dict[str, Any] | None
+    file_backend: Any
     best_ckpt_path: str | None
     best_ckpt_path_dict: dict[str, str | None]
+    file_client_args: dict[str, Any] | None
     last_ckpt: str | None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._frozen: FrozenTeacher | None = None
+        self._teacher_is_known = False
         self._student: dict[str, Any] | None = None
         self._step: int | None = None
         self._metrics: dict[str, float] = {}
 
+    def before_run(self, runner: Runner) -> None:
+        """Look at the teacher before all models are initialised."""
+        distiller = distillers(runner.model).get('teacher')
+        self._teacher_is_known = (
+            distiller is not None and has_weights(distiller.teacher))
+
     def before_train(self, runner: Runner) -> None:
         """Prepare the folder and read the weights that will be left out."""
-        backend = get_file_backend(
-            self.out_dir or runner.work_dir, backend_args=self.backend_args)
-        atomic = isinstance(backend, LocalBackend)
+        folder = self.out_dir or runner.work_dir
+        if self.file_client_args is None:
+            backend = get_file_backend(folder, backend_args=self.backend_args)
+        else:
+            backend = FileClient.infer_client(self.file_client_args).client
+        atomic = type(backend) in (LocalBackend, HardDiskBackend)
         if atomic:
+            self.file_client_args = None
             self.backend_args = dict(backend='wsld_plugin.atomic')
         kept = list(runner.message_hub.runtime_info.get('keep_ckpt_ids', []))
         super().before_train(runner)
+        self.file_backend = _Backend(self.file_backend)
         if not is_main_process():
             return
-        for step in kept:
-            path = self._path(step)
-            if not self.file_backend.exists(path):
-                self._remove(path)
+        # Students of the checkpoints that went just now.
+        for step in {*kept} - {*getattr(self, 'keep_ckpt_ids', kept)}:
+            self.file_backend.remove(self._path(step))
+        self.file_backend.remove_now()
         if atomic:
             remove_parts(Path(self.out_dir))
         # A strict EMAHook demands the whole model before it can be completed.
@@ -90,6 +104,9 @@ class DistillCheckpointHook(CheckpointHook):
                 key.startswith('architecture.')
                 for key in checkpoint['state_dict']):
             self._student = student_checkpoint(checkpoint, runner.work_dir)
+            # EMAHook's average is where the model is.
+            self._student['state_dict'] = weights_to_cpu(
+                self._student['state_dict'])
             self._student['meta']['metrics'] = self._metrics
         if self._frozen is not None:
             self._frozen.leave_out(checkpoint)
@@ -99,21 +116,35 @@ class DistillCheckpointHook(CheckpointHook):
         """Complete the teacher.
 
         Raises:
-            CheckpointMismatchError: If the checkpoint was made with another
-                teacher.
+            CheckpointMismatchError: If the teacher's weights are in no file,
+                or, on resume, another's, or if the file holds a student.
         """
-        if ('teacher_sha256' not in checkpoint.get('meta', {})
-                or not distillers(runner.model)):
+        distiller = distillers(runner.model).get('teacher')
+        weights = checkpoint.get('state_dict', checkpoint)
+        if runner._resume or distiller is not None:
+            expect_training(checkpoint, str(runner._load_from),
+                            None if runner._resume else distiller)
+        if distiller is None:
             return
-        frozen = _frozen_teacher(runner)
-        if frozen is None:
-            raise CheckpointMismatchError(
-                "the checkpoint lacks the teacher's weights: set "
-                'model.teacher_ckpt to the file that it was trained with')
-        frozen.put_back(checkpoint)
+        training = isinstance(getattr(runner, '_train_loop', None), BaseLoop)
+        if training and 'teacher_sha256' in checkpoint.get('meta', {}):
+            frozen = _frozen_teacher(runner)
+            if frozen and (runner._resume or frozen.is_of(checkpoint)):
+                frozen.put_back(checkpoint)
+            elif runner._resume or not self._teacher_is_known:
+                raise CheckpointMismatchError(
+                    "the checkpoint lacks the teacher's weights: set "
+                    'model.teacher_ckpt to the file that it was trained with')
+        if (training and not runner._resume and self._teacher_is_known
+                and not distiller.teacher_trainable
+                and keep_teacher(distiller.teacher, weights)):
+            runner.logger.info('%s has another teacher, which is left there.',
+                               runner._load_from)
+        # Whoever tests needs no teacher, but mmengine would miss it.
+        for key, value in distiller.teacher.state_dict().items():
+            weights.setdefault(f'teacher.{key}', value)
 
-    def after_val_epoch(self,
-                        runner: Runner,
+    def after_val_epoch(self, runner: Runner,
                         metrics: dict[str, float] | None = None) -> None:
         """Save the best, and tell the student's file how good it is."""
         self._metrics = {
@@ -133,10 +164,10 @@ class DistillCheckpointHook(CheckpointHook):
     def _save_checkpoint_with_step(self, runner: Runner, step: int,
                                    meta: dict[str, Any]) -> None:
         """As mmengine's, in an order that always leaves a checkpoint."""
-        outdated = None
         if self.max_keep_ckpts > 0 and [step] != [*self.keep_ckpt_ids][-1:]:
             if len(self.keep_ckpt_ids) == self.max_keep_ckpts:
-                outdated = self.keep_ckpt_ids.popleft()
+                self.file_backend.remove(
+                    self._path(self.keep_ckpt_ids.popleft()))
             self.keep_ckpt_ids.append(step)
             runner.message_hub.update_info('keep_ckpt_ids',
                                            list(self.keep_ckpt_ids))
@@ -153,42 +184,26 @@ class DistillCheckpointHook(CheckpointHook):
             by_epoch=self.by_epoch,
             backend_args=self.backend_args,
             **self.args)
-        if not is_main_process():
-            return
-        self._write_student(self.last_ckpt)
-        write_atomically(
-            Path(runner.work_dir, 'last_checkpoint'), self.last_ckpt.encode())
-        if outdated is not None:
-            self._remove(self._path(outdated))
+        if is_main_process():
+            self._write_student(self.last_ckpt)
+            write_atomically(
+                Path(runner.work_dir, 'last_checkpoint'),
+                self.last_ckpt.encode())
+            self.file_backend.remove_now()
 
     def _save_best_checkpoint(self, runner: Runner,
                               metrics: dict[str, float]) -> None:
-        """As mmengine's, but the previous best goes after the new one came."""
-        if not self.save_best:
-            return
-        several = len(self.key_indicators) > 1
-        before: dict[str, str | None] = (
-            self.best_ckpt_path_dict if several else
-            dict.fromkeys(self.key_indicators, self.best_ckpt_path))
-        # mmengine removes what it knows of before it writes.
-        if several:
-            self.best_ckpt_path_dict = dict.fromkeys(before)
-        else:
-            self.best_ckpt_path = None
+        """As mmengine's, with the student."""
+        before = self._best()
         super()._save_best_checkpoint(runner, metrics)
-        after: dict[str, str | None] = (
-            self.best_ckpt_path_dict if several else
-            dict.fromkeys(before, self.best_ckpt_path))
-        for key, path in before.items():
-            best = after[key]
-            if best is None:
-                after[key] = path
-            elif is_main_process():
-                self._write_student(best)
-                if path is not None and path != best:
-                    self._remove(path)
-        if not several:
-            self.best_ckpt_path, = after.values()
+        if is_main_process():
+            for path in self._best() - before:
+                self._write_student(path)
+            self.file_backend.remove_now()
+
+    def _best(self) -> set[str | None]:
+        paths = getattr(self, 'best_ckpt_path_dict', {}).values()
+        return {*paths, getattr(self, 'best_ckpt_path', None)}
 
     def _path(self, step: int) -> str:
         return self.file_backend.join_path(self.out_dir,
@@ -203,11 +218,26 @@ class DistillCheckpointHook(CheckpointHook):
         torch.save(self._student, buffer)
         self.file_backend.put(buffer.getvalue(), _student_path(checkpoint))
 
-    def _remove(self, checkpoint: str) -> None:
-        """Remove a checkpoint and its student, as far as they are there."""
-        for path in (checkpoint, _student_path(checkpoint)):
-            if self.file_backend.isfile(path):
-                self.file_backend.remove(path)
+
+class _Backend:
+    """A backend that removes later, and a student with its checkpoint."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+        self._outdated: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def remove(self, checkpoint: str) -> None:
+        self._outdated.append(checkpoint)
+
+    def remove_now(self) -> None:
+        while self._outdated:
+            checkpoint = self._outdated.pop()
+            for path in (checkpoint, _student_path(checkpoint)):
+                if self._backend.isfile(path):
+                    self._backend.remove(path)
 
 
 def _student_path(checkpoint: str) -> str:

@@ -15,12 +15,10 @@ from mmengine.runner import Runner, set_random_seed
 class EpochSeedHook(Hook):
     """Seed every random number generator anew at the start of each epoch.
 
-    The seed is drawn from the run's seed, the epoch and the rank. A run that
-    was cut and resumed from an epoch's checkpoint therefore draws the same
-    augmentations, batch augmentations and dropout masks as one that was not.
-    Without this hook mmengine restarts all generators from the run's seed on
-    resume, and non-persistent data workers repeat the first epoch's random
-    numbers in each epoch.
+    The seed is drawn from the run's seed, the epoch and the rank: a run that
+    was cut and resumed draws the same augmentations and dropout masks as one
+    that was not. Without this hook mmengine restarts all generators on
+    resume, and data workers repeat the first epoch's numbers in each epoch.
 
     Persistent data workers (``persistent_workers=True``) cannot be reached
     once they run: with them, and in iteration-based loops, which are one
@@ -50,16 +48,10 @@ class EpochSeedHook(Hook):
 
 
 def epoch_seed(seed: int, epoch: int, rank: int) -> int:
-    """Mix a run's seed, the epoch and the rank into one seed.
+    """Mix a run's seed, an epoch and a rank into a seed in [0, 2**31).
 
-    Args:
-        seed: Seed of the run, at least 0.
-        epoch: Epoch, counted from 0.
-        rank: Global rank of the process.
-
-    Returns:
-        A seed in [0, 2**31), which leaves numpy's 32 bits room for the
-        worker numbers that mmengine adds.
+    That leaves numpy's 32 bits room for the worker numbers that mmengine
+    adds.
     """
     state = np.random.SeedSequence([seed, epoch, rank]).generate_state(1)
     return int(state[0]) >> 1

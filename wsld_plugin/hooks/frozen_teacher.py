@@ -27,14 +27,13 @@ class FrozenTeacherHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Find the frozen teachers and their modules."""
-        teachers = [
-            distiller.teacher for distiller in distillers(
-                runner.model).values() if not distiller.teacher_trainable
+        self._frozen: list[tuple[nn.Module, list[nn.Module]]] = [
+            (distiller.teacher, [
+                module for module in distiller.teacher.modules()
+                if not isinstance(module, (_BatchNorm, _InstanceNorm))
+            ]) for distiller in distillers(runner.model).values()
+            if not distiller.teacher_trainable
         ]
-        self._frozen: list[tuple[nn.Module, list[nn.Module]]] = [(teacher, [
-            module for module in teacher.modules()
-            if not isinstance(module, (_BatchNorm, _InstanceNorm))
-        ]) for teacher in teachers]
 
     def before_train_iter(self,
                           runner: Runner,

@@ -1,4 +1,4 @@
-"""Make sure that the teacher is the teacher one meant."""
+"""See how good the teacher is before a student learns from it."""
 from __future__ import annotations
 
 import random
@@ -13,47 +13,20 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner, autocast
 from torch import nn
 
-from ..caching import CachedTeacher
-from ..checkpoints import load_strictly
 from .teachers import distillers
 
 
 @HOOKS.register_module()
 class ValidateTeacherHook(Hook):
-    """Check a distiller's teacher once, before training starts.
+    """Validate a distiller's teacher once, before training starts.
 
-    mmrazor's ``SingleTeacherDistill`` loads ``teacher_ckpt`` without looking
-    at missing or unfitting weights. This hook refuses a file that does not
-    fit the teacher exactly, then runs the teacher over the student's
-    validation set, with the student's evaluator and preprocessor, and logs
-    the metrics as ``teacher/...``. The student's own metrics, the teacher's
-    state and the random numbers of the training are not affected. A resumed
-    run finds the metrics in its message hub, under ``teacher_metrics``, and
-    does not measure them again.
+    The teacher runs over the student's validation set, with the student's
+    evaluator and preprocessor, and the metrics are logged as
+    ``teacher/...``. The student's own metrics, the teacher's state and the
+    random numbers of the training are not affected. A resumed run finds the
+    metrics in its message hub, under ``teacher_metrics``, and does not
+    measure them again.
     """
-
-    def before_run(self, runner: Runner) -> None:
-        """Refuse weights that do not fit, warn if there are none.
-
-        Raises:
-            CheckpointMismatchError: If ``model.teacher_ckpt`` lacks weights
-                of the teacher, has others, or others' shapes.
-        """
-        distiller = distillers(runner.model).get('teacher')
-        cfg = runner.cfg.get('model')
-        if distiller is None or not isinstance(cfg, dict):
-            return
-        path = cfg.get('teacher_ckpt')
-        if isinstance(distiller.teacher, CachedTeacher):
-            # It has no weights, and compares those of its cache itself.
-            return
-        if path:
-            load_strictly(distiller.teacher, path, 'model.teacher_ckpt')
-        elif not (distiller.teacher.init_cfg or distiller.teacher_trainable
-                  or runner.cfg.get('resume') or runner.cfg.get('load_from')):
-            runner.logger.warning(
-                'model.teacher_ckpt is not set: the teacher has random '
-                'weights.')
 
     def before_train(self, runner: Runner) -> None:
         """Measure the teachers, unless that was done before a resume."""
@@ -62,10 +35,10 @@ class ValidateTeacherHook(Hook):
             return
         metrics: dict[str, float] = {}
         for name, distiller in distillers(runner.model).items():
-            if isinstance(distiller.teacher, CachedTeacher):
+            if next(distiller.teacher.parameters(), None) is None:
                 runner.logger.info(
-                    'The %s is not validated: its cache holds its answers '
-                    'to the training set only.', name)
+                    'The %s is not validated: it has no weights, perhaps a '
+                    'cache of its answers to the training set.', name)
                 continue
             for key, value in _validate(runner, distiller).items():
                 metrics[f'{name}/{key}'] = float(value)
@@ -83,7 +56,7 @@ def _validate(runner: Runner, distiller: Any) -> dict[str, float]:
     loop = runner.val_loop
     runner.logger.info('Validating the teacher on %d batches.',
                        len(loop.dataloader))
-    with _evaluating(distiller.teacher), _fork_random_state():
+    with _undisturbed(distiller.teacher):
         for batch in loop.dataloader:
             with autocast(enabled=loop.fp16):
                 data = distiller.data_preprocessor(batch, False)
@@ -93,24 +66,18 @@ def _validate(runner: Runner, distiller: Any) -> dict[str, float]:
 
 
 @contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; each submodule gets its own mode back."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
-
-
-@contextmanager
-def _fork_random_state() -> Iterator[None]:
-    """Draw random numbers for a while as if none had been drawn."""
+def _undisturbed(teacher: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and random numbers, that leave no trace."""
+    modes = [(part, part.training) for part in teacher.modules()]
     python, array = random.getstate(), np.random.get_state()
+    device = next(teacher.parameters()).device
+    teacher.eval()
     try:
-        with torch.random.fork_rng():
+        # By default of all GPUs, which is slow where there are many.
+        with torch.random.fork_rng([device] if device.type == 'cuda' else []):
             yield
     finally:
         random.setstate(python)
         np.random.set_state(array)
+        for part, training in modes:
+            part.training = training

@@ -31,8 +31,8 @@ _NAMES = (*_MEANS, *_QUANTILES)
 # batches and of ranks add up and quantiles do not.
 _STEPS = 1000
 # Logits looked at in one go: what it takes in memory stays small however
-# large the pictures are.
-_BLOCK = 2**20
+# large the pictures are. A CPU wants them in its caches, a GPU few launches.
+_BLOCK, _BLOCK_OFF_CPU = 2**20, 2**24
 
 
 @HOOKS.register_module()
@@ -41,29 +41,40 @@ class WSLDMonitorHook(Hook):
 
     Over the batch of each iteration that mmengine's ``LoggerHook`` writes:
 
-    - ``weight_mean`` and ``weight_p05``, ``weight_p50``, ``weight_p95``: mean
-      of :func:`wsld_plugin.functional.wsld_weight` and its quantiles, these
-      to 0.001.
+    - ``weight_mean``, ``weight_p05``, ``weight_p50``, ``weight_p95``: mean of
+      :func:`wsld_plugin.functional.wsld_weight` and its quantiles to 0.001.
     - ``regularization_ratio``: share of regularization samples, in [0, 1],
       by magnitude, at the loss's ``tau``.
-    - ``ce_student``, ``ce_teacher``: cross-entropies at temperature 1 with
-      the labels, in nats.
-    - ``top1_student``, ``top1_teacher``: accuracy in percent. A class
-      probability counts as the label of its largest class.
+    - ``ce_student``, ``ce_teacher``: cross-entropies at temperature 1, nats.
+    - ``top1_student``, ``top1_teacher``: accuracy in percent; of class
+      probabilities the largest counts as the label.
     - ``agreement``: share of equal top-1 classes, in [0, 1].
 
-    Positions of dense predictions are counted one by one, ignored ones not
-    at all. The ranks are added up once per line of the log. With gradient
-    accumulation the last ``accumulative_counts`` iterations count together,
-    which is as much as an optimizer step takes. Several losses are told
-    apart by their names in the model, as ``wsld/<name>/...``, less the word
-    "loss", which mmengine would treat as part of an objective. A loss that
-    was not called, or whose labels are all ignored, is missing from the line.
+    Positions of dense predictions count one by one, ignored ones not at all,
+    ranks together, and so do the ``accumulative_counts`` iterations of a
+    step. Several losses are told apart by their names in the model, as
+    ``wsld/<name>/...``, less the word "loss", which mmengine would take for
+    part of an objective. One without valid labels is missing from the line.
 
-    The training is left as it is, to the bit. Iterations that count for no
-    line of the log cost nothing; raise ``LoggerHook.interval`` to look less
-    often.
+    The training is left as it is, to the bit.
     """
+
+    def before_run(self, runner: Runner) -> None:
+        """Have the losses given back even if the training fails."""
+        self._watched: list[tuple[WSLDLoss, Any, Any]] = []
+        loop = getattr(runner, '_train_loop', None)
+        run = getattr(loop, 'run', None)
+        if run is None:  # a test
+            return
+
+        def run_and_give_back() -> Any:
+            try:
+                return run()
+            finally:
+                vars(loop).pop('run', None)
+                self._give_back()
+
+        vars(loop)['run'] = run_and_give_back
 
     def before_train(self, runner: Runner) -> None:
         """Find the losses and the hooks that decide when to look."""
@@ -76,43 +87,40 @@ class WSLDMonitorHook(Hook):
             if isinstance(module, WSLDLoss)
         }
         if not losses:
-            runner.logger.warning(
-                'WSLDMonitorHook has nothing to log: the model has no '
-                'WSLDLoss.')
-        self._losses = dict(zip(_prefixes(list(losses)), losses.values()))
-        self._loggers = [
-            hook for hook in runner.hooks if isinstance(hook, LoggerHook)
+            runner.logger.warning('WSLDMonitorHook: the model has no WSLDLoss')
+        self._prefixes = _prefixes(list(losses))
+        self._watched = [
+            (loss, vars(loss).get('forward'), self._watching(prefix, loss))
+            for prefix, loss in zip(self._prefixes, losses.values())
         ]
+        self._loggers = [
+            one for one in runner.hooks if isinstance(one, LoggerHook)]
         # Sums of the iterations that make an optimizer step.
-        self._recent: deque[dict[str, Tensor]] = deque(
+        self._recent: deque[dict[str, Any]] = deque(
             maxlen=getattr(runner.optim_wrapper, '_accumulative_counts', 1))
-        self._release: list[Callable[[], None]] = []
-        self._look: Callable[..., None] = self._add_up
-        if hasattr(getattr(torch, 'compiler', None), 'disable'):
-            self._look = torch.compiler.disable(self._add_up)
 
-    def before_train_iter(self,
-                          runner: Runner,
-                          batch_idx: int,
+    def before_train_iter(self, runner: Runner, batch_idx: int,
                           data_batch: Any = None) -> None:
         """Watch the losses if this iteration counts for a line of the log."""
         self._recent.append({})
         if any(
                 self._is_logged(runner, batch_idx + ahead)
                 for ahead in range(self._recent.maxlen or 1)):
-            for prefix, loss in self._losses.items():
-                self._watch(prefix, loss)
+            for loss, _, watching in self._watched:
+                vars(loss)['forward'] = watching
 
-    def after_train_iter(self,
-                         runner: Runner,
-                         batch_idx: int,
-                         data_batch: Any = None,
-                         outputs: dict[str, Any] | None = None) -> None:
+    def after_train_iter(self, runner: Runner, batch_idx: int,
+                         *_: Any, **__: Any) -> None:
         """Stop watching; hand over what will be logged."""
-        while self._release:
-            self._release.pop()()
-        if self._losses and self._is_logged(runner, batch_idx):
+        self._give_back()
+        if self._watched and self._is_logged(runner, batch_idx):
             self._publish(runner)
+
+    def _give_back(self) -> None:
+        for loss, forward, _ in self._watched:
+            vars(loss).pop('forward', None)
+            if forward is not None:
+                vars(loss)['forward'] = forward
 
     def _is_logged(self, runner: Runner, batch_idx: int) -> bool:
         """Whether a LoggerHook writes a line after this iteration."""
@@ -123,56 +131,46 @@ class WSLDMonitorHook(Hook):
              (not hook.ignore_last or len(loader) <= hook.interval))
             for hook in self._loggers)
 
-    def _watch(self, prefix: str, loss: WSLDLoss) -> None:
-        """Look at the inputs of a loss until ``_release`` is called.
-
-        Not by a forward hook: before torch 2.0 it is not given arguments
-        passed by keyword, and compiled code takes no notice of a new one.
-        """
+    def _watching(self, prefix: str, loss: WSLDLoss) -> Callable[..., Tensor]:
+        """A loss's ``forward`` that adds up what it is given."""
+        # No forward hook, of which compiled code takes no notice.
         forward = loss.forward
 
+        def add_up(student: Tensor, teacher: Tensor,
+                   gt_labels: Tensor) -> None:
+            # A loss may be called more than once in an iteration.
+            sums = _sums(student, teacher, gt_labels, loss)
+            self._recent[-1][prefix] = sums + self._recent[-1].get(prefix, 0)
+
+        if hasattr(getattr(torch, 'compiler', None), 'disable'):
+            add_up = torch.compiler.disable(add_up)
+
         @wraps(forward)
-        def look_too(*args: Any, **kwargs: Any) -> Tensor:
+        def forward_and_add_up(*args: Any, **kwargs: Any) -> Tensor:
             value = forward(*args, **kwargs)
-            self._look(prefix, loss, *args, **kwargs)
+            add_up(*args, **kwargs)
             return value
 
-        if 'forward' in vars(loss):
-            self._release.append(lambda: setattr(loss, 'forward', forward))
-        else:
-            self._release.append(lambda: delattr(loss, 'forward'))
-        loss.forward = look_too  # type: ignore[method-assign]
-
-    def _add_up(self, prefix: str, loss: WSLDLoss, student: Tensor,
-                teacher: Tensor, gt_labels: Tensor) -> None:
-        sums = _sums(student, teacher, gt_labels, loss)
-        iteration = self._recent[-1]
-        # A loss may be called more than once in an iteration.
-        if prefix in iteration:
-            sums = sums + iteration[prefix]
-        iteration[prefix] = sums
+        return forward_and_add_up
 
     def _publish(self, runner: Runner) -> None:
         """Add up the ranks and update the message hub."""
-        table = torch.zeros(
-            len(self._losses),
-            len(_MEANS) + 1 + _STEPS + 1,
-            dtype=torch.float64)
-        for iteration in self._recent:
-            for row, prefix in zip(table, self._losses):
-                if prefix in iteration:
-                    row += iteration[prefix].cpu()
+        width = len(_MEANS) + 1 + _STEPS + 1
+        table = torch.zeros(len(self._prefixes), width, dtype=torch.float64)
+        for row, prefix in zip(table, self._prefixes):
+            sums = [one[prefix] for one in self._recent if prefix in one]
+            if sums:
+                row += torch.stack(sums).cpu().sum(0, dtype=torch.float64)
         all_reduce(table)
         hub = runner.message_hub
-        for row, prefix in zip(table, self._losses):
+        for row, prefix in zip(table, self._prefixes):
             keys = [f'train/{prefix}/{name}' for name in _NAMES]
             values = _statistics(row)
             for key, value in zip(keys, values):
                 hub.update_scalar(key, value)
-            if not values:
-                # What stays would be logged again as if it were new.
-                for key in keys:
-                    hub.log_scalars.pop(key, None)
+            # What stays would be logged again as if it were new.
+            for key in keys[len(values):]:
+                hub.log_scalars.pop(key, None)
 
 
 def _prefixes(paths: list[str]) -> list[str]:
@@ -211,7 +209,8 @@ def _blocks(student: Tensor, teacher: Tensor,
         gt_labels = gt_labels.unsqueeze(1)
     n, classes = student.shape[:2]
     dense = student.dim() > 2
-    length = max(1, _BLOCK // max(1, classes * (n if dense else 1)))
+    block = _BLOCK if student.device.type == 'cpu' else _BLOCK_OFF_CPU
+    length = max(1, block // max(1, classes * (n if dense else 1)))
     for s, t, y in zip(
             *((x.flatten(2).split(length, 2) if dense else x.unsqueeze(
                 2).split(length)) for x in (student, teacher, gt_labels))):
@@ -220,6 +219,7 @@ def _blocks(student: Tensor, teacher: Tensor,
 
 def _block_sums(student: Tensor, teacher: Tensor, gt_labels: Tensor,
                 loss: WSLDLoss) -> Tensor:
+    """What :func:`_sums` adds up, by operations that the host awaits not."""
     top_s, top_t = student.argmax(1), teacher.argmax(1)
     if gt_labels.is_floating_point():
         top = gt_labels.argmax(1)
@@ -232,8 +232,9 @@ def _block_sums(student: Tensor, teacher: Tensor, gt_labels: Tensor,
         student, teacher, gt_labels, tau=loss.tau)
     # One more step for what is ignored; a mean of nan tells of others.
     step = (weight.nan_to_num() * _STEPS).round().long()
-    counts = torch.bincount(
-        step.masked_fill(~valid, _STEPS + 1).flatten(), minlength=_STEPS + 2)
+    step = step.masked_fill(~valid, _STEPS + 1).flatten()
+    counts = step.new_zeros(_STEPS + 2).scatter_add_(0, step,
+                                                     torch.ones_like(step))
     rows = torch.stack([
         row.to(weight)
         for row in (weight, regularizing,
@@ -242,7 +243,7 @@ def _block_sums(student: Tensor, teacher: Tensor, gt_labels: Tensor,
                     top_s == top, top_t == top, top_s == top_t, valid)
     ])
     sums = rows.masked_fill(~valid, 0).flatten(1).sum(1)
-    return torch.cat([sums, counts[:_STEPS + 1].to(sums)])
+    return torch.cat([sums, counts[:-1].to(sums)])
 
 
 def _statistics(row: Tensor) -> list[float]:
@@ -255,7 +256,6 @@ def _statistics(row: Tensor) -> list[float]:
         for name, value in zip(_MEANS, sums)
     ]
     reached = row[len(_MEANS) + 1:].cumsum(0)
-    wanted = count * torch.tensor(
-        list(_QUANTILES.values()), dtype=torch.float64)
+    wanted = count * torch.tensor([*_QUANTILES.values()], dtype=row.dtype)
     steps: list[int] = torch.searchsorted(reached, wanted).tolist()
     return means + [step / _STEPS for step in steps]
