@@ -183,35 +183,39 @@ class _Online:
         with self.source.register_forward_hook(
                 lambda module, args, output: recorded.append(output)):
             for batch in track(batches, title, console=console):
+                self._check(batch['data_samples'])
                 data = self.preprocessor(batch, True)
                 # As SingleTeacherDistill calls it.
                 self.network(
                     data['inputs'], data['data_samples'], mode='loss')
-                self._check(data['data_samples'], recorded)
-                yield data['data_samples'], data['inputs'], recorded[0]
+                logits = recorded[0] if recorded else None
                 recorded.clear()
+                if not isinstance(logits, Tensor) or logits.dim() != 2:
+                    raise TeacherCacheError(
+                        f'model.teacher.source={self.cached.source}: it put '
+                        'out no logits of shape (N, C)')
+                finite = torch.isfinite(logits).all(1).tolist()
+                if False in finite:
+                    bad = data['data_samples'][finite.index(False)]
+                    raise TeacherCacheError(
+                        "the teacher's logits for row "
+                        f'{bad.seeded_view.row} are not finite')
+                yield data['data_samples'], data['inputs'], logits
 
-    def _check(self, samples: Any, recorded: list[Any]) -> None:
-        """Refuse answers that cannot be kept."""
-        logits = recorded[0] if recorded else None
-        if not isinstance(logits, Tensor) or logits.dim() != 2:
-            raise TeacherCacheError(
-                f'model.teacher.source={self.cached.source}: it put out no '
-                'logits of shape (N, C)')
-        finite = torch.isfinite(logits).all(1).tolist()
-        for sample, good in zip(samples, finite):
-            view = sample.seeded_view
+    def _check(self, samples: Any) -> None:
+        """Refuse samples for which there is no answer to keep."""
+        head = self.cached.teacher_cfg.get('head', {})
+        classes = head.get('num_classes', float('inf'))
+        for sample in samples:
+            row, label, *_ = sample.seeded_view
             if 'gt_score' in sample:
                 raise TeacherCacheError(
                     'the samples have gt_score, soft labels as of mixup: the '
                     'cache holds answers to single pictures')
-            if view.label is None or not 0 <= view.label < logits.shape[1]:
+            if label is None or not 0 <= label < classes:
                 raise TeacherCacheError(
-                    f'row {view.row} has gt_label {view.label}, expected one '
-                    f"of the teacher's {logits.shape[1]} classes")
-            if not good:
-                raise TeacherCacheError(
-                    f"the teacher's logits for row {view.row} are not finite")
+                    f'row {row} has gt_label {label}, expected one of the '
+                    f"teacher's {classes} classes")
 
 
 def _start_processes(cfg: Config) -> None:

@@ -76,7 +76,7 @@ def check_manifest(folder: Path, manifest: Mapping[str, Any],
     wanted = dict(_leaves(expected))
     found = dict(_leaves({key: manifest.get(key) for key in expected}))
     found['digest'] = wanted.get('digest')  # Says the same, but not what.
-    for path in sorted(found.keys() | wanted.keys()):
+    for path in {**wanted, **found}:
         if found.get(path) != wanted.get(path):
             raise TeacherCacheError(
                 f'the teacher cache {folder} was made with {path}='
