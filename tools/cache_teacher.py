@@ -1,8 +1,7 @@
 """Compute a CachedTeacher's answers to all views of its training set.
 
 CONFIG is the one to train with: its model has a CachedTeacher, its training
-set is a SeededViews. A run that was cut goes on where it was, and rows that
-are damaged are computed again.
+set is a SeededViews. Rows that are there are kept; damaged ones are mended.
 """
 from __future__ import annotations
 
@@ -29,8 +28,8 @@ def parse_args() -> argparse.Namespace:
         '--top-k',
         type=int,
         metavar='K',
-        help='classes to keep beside the true one, the rest as if equal; all '
-        'by default, or 64 where there are more than 256')
+        help='classes to keep beside the true one, the rest as if equal; by '
+        'default all, or 64 where there are more than 256')
     parser.add_argument(
         '--verify',
         type=int,

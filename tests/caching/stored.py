@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from wsld_plugin.caching import TeacherCache
-from wsld_plugin.caching.manifest import make_manifest
 from wsld_plugin.caching.record import encode
-from wsld_plugin.caching.storage import prepare_cache
+from wsld_plugin.caching.storage import make_manifest, prepare_cache
 
 
 def confident(classes: int) -> tuple[Tensor, Tensor]:

@@ -14,9 +14,8 @@ from stored import write
 from torch import Tensor
 
 from wsld_plugin.caching import CachedTeacher, TeacherCache, TeacherCacheError
-from wsld_plugin.caching.manifest import make_manifest
 from wsld_plugin.caching.record import input_probe
-from wsld_plugin.caching.storage import prepare_cache
+from wsld_plugin.caching.storage import make_manifest, prepare_cache
 from wsld_plugin.checkpoints import weights_sha256
 from wsld_plugin.datasets.views import SeededView
 
@@ -162,7 +161,7 @@ def test_what_has_no_answer(folder: Path) -> None:
     mixed.gt_score = torch.ones(CLASSES)
     for batch, said in (([BaseDataElement()], "dataset.type='SeededViews'"),
                         ([mixed], 'gt_score, soft labels'),
-                        (None, 'data_samples must be those of a SeededViews')):
+                        (None, "SeededViews, got 'tensor' and None")):
         with pytest.raises(ValueError, match=said):
             teacher(pictures()[:1], batch)
     with pytest.raises(ValueError, match='predicts nothing'):

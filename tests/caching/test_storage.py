@@ -18,8 +18,7 @@ import torch
 from stored import confident, store, write
 
 from wsld_plugin.caching import TeacherCache, TeacherCacheError
-from wsld_plugin.caching.manifest import make_manifest
-from wsld_plugin.caching.storage import locked, prepare_cache
+from wsld_plugin.caching.storage import locked, make_manifest, prepare_cache
 
 LABELS = torch.tensor([0, 3, 2])
 LOGITS = torch.eye(4)[:3] * 5

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import socket
 import time
@@ -22,11 +23,11 @@ from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from mmengine.runner import Runner
 from torch import nn
-from wsld_plugin.models.teacher_cache import TeacherCacheWriter
 
+from wsld_plugin.caching import TeacherCache, TeacherCacheError, build_cache
 from wsld_plugin.checkpoints import read_checkpoint
+from wsld_plugin.datasets import DigitsDataset
 from wsld_plugin.functional import wsld_weight
-from wsld_plugin.models import TeacherCache, TeacherCacheError
 
 HERE = Path(__file__).parent
 CACHED = HERE / 'tiny_cached.py'
@@ -73,49 +74,55 @@ def cache(folder: Path, call_tool: Call) -> Path:
     return folder / 'cache'
 
 
-def content(cache: Path) -> bytes:
-    return (cache / 'entries.npy').read_bytes()
+def content(cache: Path) -> tuple[bytes, bytes]:
+    return tuple((cache / name).read_bytes()
+                 for name in ('rows.bin', 'manifest.json'))
 
 
 def test_manifest_tells_what_it_is(cache: Path) -> None:
     manifest = TeacherCache(cache).manifest
-    assert manifest['count'] == 96
-    assert (manifest['samples'], manifest['views'], manifest['seed']) == (
-        32, 3, 0)
+    assert [manifest[key] for key in ('count', 'samples', 'views', 'seed')
+            ] == [96, 32, 3, 0]
     assert manifest['classes'] == list('0123456789')
     assert manifest['teacher']['backbone']['depth'] == 34
     assert manifest['preprocessor']['mean'] == [77.5] * 3
-    assert manifest['versions']['torch'] == torch.__version__
     # As in the config, not as building leaves it.
     assert 'type' not in manifest['teacher']['data_preprocessor']
     assert sorted(path.name for path in cache.iterdir()) == [
-        'entries.npy', 'lock', 'manifest.json']
+        'lock', 'manifest.json', 'rows.bin']
 
 
 def test_finished_cache_is_verified_and_left_alone(
         cache: Path, folder: Path, call_tool: Call,
         capsys: pytest.CaptureFixture) -> None:
-    before = content(cache), (cache / 'manifest.json').read_bytes()
+    before = content(cache)
     call_tool('cache_teacher.py', CACHED, '--verify', 30,
               *options(folder, 'cache', **{'train_dataloader.batch_size': 5}))
-    size, verified, last = capsys.readouterr().out.splitlines()[-3:]
-    assert '96 rows (32 samples x 3 views) of 36 bytes' in size
-    assert verified.startswith('30 rows computed again: largest difference')
-    assert last == str(cache)
-    assert (content(cache), (cache / 'manifest.json').read_bytes()) == before
+    lines = capsys.readouterr().out.splitlines()
+    assert '96 rows of 40 bytes' in lines
+    assert '30 rows computed again: largest difference' in lines[-2]
+    assert lines[-1] == str(cache)
+    assert content(cache) == before
 
 
-def test_wrong_answers_are_found(cache: Path, folder: Path,
-                                 call_tool: Call) -> None:
-    wrong = folder / 'wrong'
-    wrong.mkdir()
-    for path in cache.iterdir():
-        (wrong / path.name).write_bytes(path.read_bytes())
-    entries = np.load(wrong / 'entries.npy', mmap_mode='r+')
-    entries['logits'][:, 3] += np.float16(4)
-    entries.flush()
-    line = message(lambda: call_tool('cache_teacher.py', CACHED, '--verify',
-                                     10, *options(folder, 'wrong')))
+def test_damage_is_mended_and_wrong_answers_are_found(
+        cache: Path, folder: Path, call_tool: Call,
+        capfd: pytest.CaptureFixture) -> None:
+    wrong = shutil.copytree(cache, folder / 'wrong')
+    build = partial(call_tool, 'cache_teacher.py', CACHED, '--verify', 96,
+                    *options(folder, 'wrong'))
+    with (wrong / 'rows.bin').open('r+b') as file:
+        file.seek(500)
+        file.write(b'x')
+    build()
+    assert '1 of 96 rows' in capfd.readouterr().err
+    assert content(wrong) == content(cache)
+    # As another teacher would have written it.
+    held = TeacherCache(wrong)
+    rows = held.rows(range(96)).copy()
+    rows['logits'][:, 3] += np.float16(4)
+    held.write(range(96), **{name: rows[name] for name in rows.dtype.names})
+    line = message(build)
     assert re.search(r'wrong differs from the teacher by (3\.9|4)', line)
 
 
@@ -231,36 +238,71 @@ def test_two_processes_make_the_same_bytes(cache: Path, folder: Path,
 
 def test_killed_and_resumed(cache: Path, folder: Path, call_tool: Call,
                             monkeypatch: pytest.MonkeyPatch) -> None:
-    killed = folder / 'killed'
-    write = TeacherCacheWriter.write
+    killed = folder / 'killed' / 'rows.bin'
+    write = TeacherCache.write
 
     def build() -> None:
         call_tool('cache_teacher.py', CACHED, *options(folder, 'killed'))
 
-    def once(self: TeacherCacheWriter, *args: Any, **fields: Any) -> None:
+    def once(self: TeacherCache, *args: Any, **fields: Any) -> None:
         write(self, *args, **fields)
-        self.flush()
         time.sleep(600)  # It is killed before.
 
     with monkeypatch.context() as patch:
-        patch.setattr(TeacherCacheWriter, 'write', once)
+        patch.setattr(TeacherCache, 'write', once)
         process = fork(build)
-    done = killed / 'done'
-    while process.is_alive() and not (done.exists()
-                                      and any(done.read_bytes())):
+    while process.is_alive() and not (killed.exists()
+                                      and any(killed.read_bytes())):
         time.sleep(0.01)
     # Meanwhile no other builder gets in.
     line = message(build)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     assert 'another process is making the teacher cache' in line
-    before = sum(done.read_bytes())
-    assert 0 < before < 96
-    with pytest.raises(TeacherCacheError,
-                       match=f'lacks {96 - before} of 96 rows'):
-        TeacherCache(killed)
+    with pytest.raises(TeacherCacheError, match='is not finished'):
+        TeacherCache(folder / 'killed')
+    before = killed.read_bytes()
+    assert 0 < len(before.rstrip(b'\0')) < 96 * 40
     build()
-    assert content(killed) == content(cache)
+    assert content(folder / 'killed') == content(cache)
+
+
+def test_teacher_without_answers_is_told(folder: Path,
+                                         call_tool: Call) -> None:
+    weights = torch.load(folder / 'teacher.pth', weights_only=True)
+    weights['head.fc.bias'][3] = float('nan')
+    torch.save(weights, folder / 'nan.pth')
+    line = message(lambda: call_tool(
+        'cache_teacher.py', CACHED, *options(
+            folder, 'nan', **{'model.teacher.teacher_ckpt':
+                              folder / 'nan.pth'})))
+    assert "the teacher's logits for row 0 are not finite" in line
+    assert not (folder / 'nan').exists()
+
+
+@DATASETS.register_module()
+class OddLabels(DigitsDataset):
+    """Scans, of which the sixth is not labelled as the others are."""
+
+    def __init__(self, label: Any, **kwargs: Any) -> None:
+        self.label = label
+        super().__init__(**kwargs)
+
+    def load_data_list(self) -> list[dict]:
+        scans = super().load_data_list()
+        scans[5]['gt_label'] = self.label
+        return scans
+
+
+@pytest.mark.parametrize('label', [-1, 10, 255])
+def test_labels_that_are_none(label: int, folder: Path) -> None:
+    cfg = Config.fromfile(CACHED)
+    cfg.model.teacher.update(cache=str(folder / f'label{label}'),
+                             teacher_ckpt=str(folder / 'teacher.pth'))
+    cfg.train_dataloader.dataset.dataset.update(
+        type='OddLabels', label=label)
+    with pytest.raises(TeacherCacheError, match=f'row 5 has gt_label {label}'):
+        build_cache(cfg)
 
 
 @MODELS.register_module()
@@ -293,15 +335,19 @@ REFUSED = {
     'teacher_ckpt=.* does not fit': {'model.teacher.teacher.head.in_channels':
                                      32},
     'nowhere.pth': {'model.teacher.teacher_ckpt': 'nowhere.pth'},
-    'source: .* put out no logits of shape': {
+    'source=backbone.conv1: it put out no logits of shape': {
         'model.teacher.source': 'backbone.conv1',
         'model.distiller.teacher_recorders.fc.source': 'backbone.conv1',
     },
     'train_dataloader.dataset must be a SeededViews': {
         'train_dataloader.dataset.type': 'just_scans'},
     'views must be an integer': {'train_dataloader.dataset.views': 0},
-    'with fingerprint=.*, but the config now has': {
+    'with seed=0, but the config now has 1': {
         'train_dataloader.dataset.seed': 1},
+    'with count=96, but the config now has 93': {
+        'train_dataloader.dataset.dataset.indices': 31},
+    'train_dataloader.dataset: need at least one array': {
+        'train_dataloader.dataset.dataset.indices': 0},
     'top_k=None, but the config now has 4': {},
 }
 
@@ -332,4 +378,4 @@ def test_top_k(folder: Path, call_tool: Call,
     call_tool('cache_teacher.py', CACHED, '--top-k', 4, '--verify', 96,
               *options(folder, 'top'))
     assert '96 rows computed again' in capsys.readouterr().out
-    assert TeacherCache(folder / 'top').manifest['row_bytes'] == 36
+    assert TeacherCache(folder / 'top').dtype.itemsize == 40

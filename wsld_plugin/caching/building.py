@@ -2,23 +2,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import nullcontext
 from copy import deepcopy
 from typing import Any, Optional
 
 import numpy as np
 import torch
+from mmengine import dist
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.dist import (
-    barrier,
-    broadcast_object_list,
-    get_rank,
-    get_world_size,
-    init_dist,
-    is_distributed,
-    is_main_process,
-)
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.runner import Runner
 from mmengine.utils.dl_utils import set_multi_processing
@@ -29,9 +21,14 @@ from torch import Tensor, nn
 from ..checkpoints import load_strictly
 from ..datasets import SeededViews
 from .cached_teacher import CachedTeacher
-from .manifest import TeacherCacheError, make_manifest
 from .record import compare, encode, input_probe
-from .storage import TeacherCache, locked, prepare_cache
+from .storage import (
+    TeacherCache,
+    TeacherCacheError,
+    locked,
+    make_manifest,
+    prepare_cache,
+)
 
 
 def build_cache(cfg: Config, top_k: Optional[int] = None) -> TeacherCache:
@@ -59,34 +56,31 @@ def build_cache(cfg: Config, top_k: Optional[int] = None) -> TeacherCache:
     """
     online = _Online(cfg)
     folder, manifest = online.cached.folder, online.manifest(top_k)
-    with ExitStack() as stack:
-        shared: list[Any] = [None]
-        if is_main_process():
-            stack.enter_context(locked(folder))
-            shared = [prepare_cache(folder, manifest)]
-        broadcast_object_list(shared)
-        cache, missing = TeacherCache(folder, manifest), shared[0]
+    first = dist.is_main_process()
+    with locked(folder) if first else nullcontext():
+        found: list[Any] = [prepare_cache(folder, manifest) if first else None]
+        dist.broadcast_object_list(found)
+        cache, missing = TeacherCache(folder, manifest), found[0]
         # Neighbours stay together: processes on several machines then write
         # to different pages of the file.
-        rows = np.array_split(missing, get_world_size())[get_rank()]
-        title = f'{len(missing)} of {len(cache)} rows' if len(rows) else ''
+        rows = np.array_split(missing, dist.get_world_size())[dist.get_rank()]
+        title = f'{len(missing)} of {len(cache)} rows' if first else ''
         for samples, inputs, logits in online.answers(rows, title):
             views = [sample.seeded_view for sample in samples]
             labels = torch.tensor([view.label for view in views])
-            fields = encode(logits, labels.to(logits.device),
-                            manifest['top_k'])
+            fields = encode(logits, labels.to(logits.device), cache.top_k)
             fields['inputs'] = input_probe(inputs)
             cache.write(
                 [view.row for view in views],
                 pixels=np.array([view.pixels for view in views]),
                 **{name: value.cpu().numpy()
                    for name, value in fields.items()})
-        barrier()
-        if is_main_process() and len(prepare_cache(folder, manifest)):
+        dist.barrier()
+        if first and len(prepare_cache(folder, manifest)):
             raise TeacherCacheError(
                 f'the teacher cache {folder} lacks rows that were written: '
                 'run tools/cache_teacher.py again')
-        barrier()
+        dist.barrier()
     return TeacherCache(folder)
 
 
@@ -114,8 +108,7 @@ def verify_cache(cfg: Config, rows: int) -> float:
         labels = [sample.seeded_view.label for sample in samples]
         gap, alike = compare(
             online.cached(inputs, samples), logits,
-            torch.tensor(labels, device=logits.device),
-            cache.manifest['top_k'])
+            torch.tensor(labels, device=logits.device), cache.top_k)
         largest = max(largest, gap)
         if not alike:
             raise TeacherCacheError(
@@ -147,17 +140,16 @@ class _Online:
                 f'{error}') from error
         if not isinstance(self.views, SeededViews):
             raise TeacherCacheError(
-                'train_dataloader.dataset must be a SeededViews, got '
-                f'{type(self.views).__name__}')
+                'train_dataloader.dataset must be a SeededViews')
 
     def manifest(self, top_k: Optional[int]) -> dict[str, Any]:
         """The manifest that the config asks for."""
         model, views = self.cfg.model, self.views
         preprocessor = model.get(
             'data_preprocessor', model.architecture.get('data_preprocessor'))
-        first = self.answers(np.arange(min(1, len(views))))
+        one = self.answers(np.arange(min(1, len(views))))
         return make_manifest(
-            max((logits.shape[1] for _, _, logits in first), default=2),
+            max((logits.shape[1] for _, _, logits in one), default=2),
             top_k,
             **self.cached.identity(),
             preprocessor=preprocessor and preprocessor.to_dict(),
@@ -178,40 +170,41 @@ class _Online:
             loader.pop(name, None)
         batches = Runner.build_dataloader(
             dict(loader, dataset=self.views, sampler=rows))
-        console = Console(stderr=True, quiet=not (title and is_main_process()))
+        console = Console(stderr=True, quiet=not (title and len(rows)))
         recorded: list[Any] = []
         with self.source.register_forward_hook(
                 lambda module, args, output: recorded.append(output)):
             for batch in track(batches, title, console=console):
+                self._check(batch['data_samples'])
                 data = self.preprocessor(batch, True)
                 # As SingleTeacherDistill calls it.
                 self.network(
                     data['inputs'], data['data_samples'], mode='loss')
-                self._check(data['data_samples'], recorded)
-                yield data['data_samples'], data['inputs'], recorded[0]
+                logits = recorded[0] if recorded else None
                 recorded.clear()
+                if not isinstance(logits, Tensor) or logits.dim() != 2:
+                    raise TeacherCacheError(
+                        f'model.teacher.source={self.cached.source}: it put '
+                        'out no logits of shape (N, C)')
+                finite = torch.isfinite(logits).all(1).tolist()
+                if False in finite:
+                    bad = data['data_samples'][finite.index(False)]
+                    raise TeacherCacheError(
+                        "the teacher's logits for row "
+                        f'{bad.seeded_view.row} are not finite')
+                yield data['data_samples'], data['inputs'], logits
 
-    def _check(self, samples: Any, recorded: list[Any]) -> None:
-        """Refuse answers that cannot be kept."""
-        logits = recorded[0] if recorded else None
-        if not isinstance(logits, Tensor) or logits.dim() != 2:
-            raise TeacherCacheError(
-                f'model.teacher.source={self.cached.source}: it put out no '
-                'logits of shape (N, C)')
-        finite = torch.isfinite(logits).all(1).tolist()
-        for sample, good in zip(samples, finite):
-            view = sample.seeded_view
-            if 'gt_score' in sample:
+    def _check(self, samples: Any) -> None:
+        """Refuse samples for which there is no answer to keep."""
+        head = self.cached.teacher_cfg.get('head', {})
+        classes = range(head.get('num_classes', 2**31))
+        for sample in samples:
+            row, label, *_ = sample.seeded_view
+            if 'gt_score' in sample or label not in classes:
                 raise TeacherCacheError(
-                    'the samples have gt_score, soft labels as of mixup: the '
-                    'cache holds answers to single pictures')
-            if view.label is None or not 0 <= view.label < logits.shape[1]:
-                raise TeacherCacheError(
-                    f'row {view.row} has gt_label {view.label}, expected one '
-                    f"of the teacher's {logits.shape[1]} classes")
-            if not good:
-                raise TeacherCacheError(
-                    f"the teacher's logits for row {view.row} are not finite")
+                    f'row {row} has gt_label {label}, expected one of the '
+                    f"teacher's {len(classes)} classes, and no gt_score, "
+                    'soft labels as of mixup')
 
 
 def _start_processes(cfg: Config) -> None:
@@ -220,8 +213,8 @@ def _start_processes(cfg: Config) -> None:
     init_default_scope(cfg.get('default_scope') or 'mmpretrain')
     set_multi_processing(
         **env_cfg.get('mp_cfg', {}), distributed=launcher != 'none')
-    if launcher != 'none' and not is_distributed():
-        init_dist(launcher, **env_cfg.get('dist_cfg', {}))
+    if launcher != 'none' and not dist.is_distributed():
+        dist.init_dist(launcher, **env_cfg.get('dist_cfg', {}))
 
 
 def _cached_teacher(model: nn.Module) -> CachedTeacher:
@@ -234,11 +227,9 @@ def _cached_teacher(model: nn.Module) -> CachedTeacher:
         (len(found) != 1, f'the model has {len(found)} CachedTeacher, '
          "expected 1: model.teacher=dict(type='CachedTeacher', ...)"),
         (getattr(model, 'teacher_trainable', False),
-         'model.teacher_trainable is True: the answers of a teacher that '
-         'trains cannot be computed beforehand'),
+         'model.teacher_trainable is True: its answers will change'),
         (not getattr(model, 'teacher_norm_eval', True),
-         'model.teacher_norm_eval is False: with the statistics of the batch '
-         'a teacher has no answer to a single picture'),
+         'model.teacher_norm_eval is False: it answers to batches only'),
         (getattr(model.data_preprocessor, 'batch_augments', None),
          'the data_preprocessor has batch augments: the cache holds answers '
          'to single pictures, not to mixtures')):

@@ -13,9 +13,8 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..checkpoints import weights_sha256
-from .manifest import TeacherCacheError, check_manifest
 from .record import decode, input_probe, unpack
-from .storage import TeacherCache
+from .storage import TeacherCache, TeacherCacheError, check_manifest
 
 # Of the probes of preprocessed pictures. bfloat16 moves them by less, other
 # means or deviations of the pixels by more.
@@ -26,16 +25,15 @@ _PROBE_TOLERANCE = 0.02
 class CachedTeacher(BaseModel):
     """In a distiller, a teacher that looks its logits up in a cache.
 
-    It stands where the teacher stood: the module that a recorder listens to
-    is there and puts out the logits, so recorder, distiller and loss stay as
-    they are. ``tools/cache_teacher.py`` makes the cache from the same config.
-    The training set must be a ``SeededViews``. Neither the network nor its
-    weights are built or loaded, and there is nothing of it in checkpoints.
+    The module that a recorder listens to is there and puts out the logits,
+    so recorder, distiller and loss stay as they are. The training set must be
+    a ``SeededViews``; :func:`build_cache` makes the cache from the same
+    config. The network itself is not built, and not in checkpoints.
 
-    Logits come back in float32 as float16 stored them, but their
-    cross-entropy at temperature 1 is the teacher's own to float32's rounding.
-    Each sample's data set, label and pixels are compared with those that the
-    teacher saw, and the first batch's preprocessing.
+    Logits come back as float16 stored them, but their cross-entropy at
+    temperature 1 is the teacher's own to float32's rounding. Each sample's
+    data set, label and pixels are compared with those that the teacher saw,
+    and the first batch's preprocessing.
 
     Args:
         cache: Folder of the cache.
@@ -102,17 +100,13 @@ class CachedTeacher(BaseModel):
             Float32 logits ``(N, C)`` where ``inputs`` are; for ``'loss'`` {}.
 
         Raises:
-            ValueError: If the cache holds no answer to these samples, or
-                none of this mode; says why.
+            ValueError: If the cache holds no such answer; says why.
         """
-        if mode not in ('tensor', 'loss'):
+        if mode not in ('tensor', 'loss') or data_samples is None:
             raise ValueError(
-                f"mode must be 'tensor' or 'loss', got {mode!r}: a "
-                'CachedTeacher knows the answers to the training samples '
-                'only, and predicts nothing')
-        if data_samples is None:
-            raise ValueError('data_samples must be those of a SeededViews, '
-                             'got None')
+                "mode must be 'tensor' or 'loss' and data_samples those of a "
+                f'SeededViews, got {mode!r} and {type(data_samples).__name__}'
+                ': a CachedTeacher predicts nothing')
         cache = self._open()
         views = self._views(cache, data_samples)
         rows = cache.rows(view.row for view in views)
@@ -125,10 +119,17 @@ class CachedTeacher(BaseModel):
                         f'now has {getattr(view, name)}')
         fields = unpack(rows, inputs.device)
         if not self._preprocessing_known:
-            self._compare_preprocessing(cache, fields['inputs'], inputs)
+            # Once: on a GPU this waits.
+            gap = (input_probe(inputs) - fields['inputs']).abs().max().item()
+            if not gap < _PROBE_TOLERANCE:
+                raise TeacherCacheError(
+                    f'the teacher cache {self.folder} was made with '
+                    f'data_preprocessor={cache.manifest["preprocessor"]}, but '
+                    'the model now makes other inputs of the same pictures, '
+                    f'by {gap:.3g}')
             self._preprocessing_known = True
-        logits = decode(fields, cache.manifest['num_classes'])
-        logits = self.get_submodule(self.source)(logits)
+        logits = self.get_submodule(self.source)(
+            decode(fields, cache.num_classes))
         return logits if mode == 'tensor' else {}
 
     def _open(self) -> TeacherCache:
@@ -140,7 +141,7 @@ class CachedTeacher(BaseModel):
 
     def _views(self, cache: TeacherCache,
                data_samples: Sequence[Any]) -> list[Any]:
-        """Which views the samples are, all of the cache's training set."""
+        """Which views of the cache's training set the samples are."""
         expected = cache.manifest['fingerprint']
         views = [sample.get('seeded_view') for sample in data_samples]
         for view, sample in zip(views, data_samples):
@@ -159,14 +160,3 @@ class CachedTeacher(BaseModel):
                     'a sample has gt_score, soft labels as of mixup: the '
                     'teacher cache holds answers to single pictures')
         return views
-
-    def _compare_preprocessing(self, cache: TeacherCache, probes: Tensor,
-                               inputs: Tensor) -> None:
-        """Refuse other inputs than the teacher saw; on a GPU it waits."""
-        gap = (input_probe(inputs) - probes).abs().max().item()
-        if not gap < _PROBE_TOLERANCE:
-            raise TeacherCacheError(
-                f'the teacher cache {self.folder} was made with '
-                f'data_preprocessor={cache.manifest["preprocessor"]}, but '
-                'the model now makes other inputs of the same pictures, by '
-                f'{gap:.3g}')

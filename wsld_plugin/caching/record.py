@@ -42,8 +42,7 @@ def row_dtype(num_classes: int, top_k: Optional[int]) -> np.dtype:
 def input_probe(inputs: Tensor) -> Tensor:
     """One float32 for each preprocessed picture, to know it again by."""
     means = inputs.detach().float().flatten(2).mean(2)
-    order = torch.arange(
-        1, means.shape[1] + 1, dtype=means.dtype, device=means.device)
+    order = torch.arange(1, means.shape[1] + 1, device=means.device)
     return (means * order).sum(1)
 
 
@@ -121,8 +120,7 @@ def compare(known: Tensor, now: Tensor, labels: Tensor,
     one, two = (encode(logits, labels, None) for logits in (known, now))
     others = known.scatter(1, labels.unsqueeze(1), float('-inf'))
     kept = others.topk(top_k or known.shape[1] - 1).indices
-    old, new = (fields['logits'].float().gather(1, kept)
-                for fields in (one, two))
+    old, new = (of['logits'].float().gather(1, kept) for of in (one, two))
     gap, gap_ce = (old - new).abs(), (one['log_ce'] - two['log_ce']).abs()
     # A unit in the last of 11 digits: half for the rounding, and as much for
     # the teacher's own, which may turn it the other way.

@@ -8,6 +8,8 @@ could change unnoticed.
 """
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import zlib
@@ -19,15 +21,18 @@ from typing import Any, Optional
 import numpy as np
 from filelock import FileLock, Timeout
 
-from .manifest import (
-    TeacherCacheError,
-    check_manifest,
-    read_manifest,
-    write_manifest,
-)
+from ..checkpoints import write_atomically
 from .record import row_dtype
 
-ROWS = 'rows.bin'
+MANIFEST, ROWS = 'manifest.json', 'rows.bin'
+# To be raised when files of before would be read wrongly.
+_FORMAT = 2
+# Up to here all classes are kept by default; 2 bytes each.
+_ALL_CLASSES_UP_TO, _TOP_K = 256, 64
+
+
+class TeacherCacheError(ValueError):
+    """A cache cannot be made, is missing, damaged or one of something else."""
 
 
 class TeacherCache:
@@ -52,19 +57,19 @@ class TeacherCache:
         self.folder = Path(folder)
         found = manifest or read_manifest(self.folder)
         if found is None:
-            raise TeacherCacheError(
-                f'there is no teacher cache in {folder}: make it by '
-                'tools/cache_teacher.py with this config')
+            raise TeacherCacheError(f'there is no teacher cache in {folder}: '
+                                    'make it by tools/cache_teacher.py')
         self.manifest = found
-        self.dtype = row_dtype(found['num_classes'], found['top_k'])
+        self.num_classes, self.top_k = found['num_classes'], found['top_k']
+        self.dtype = row_dtype(self.num_classes, self.top_k)
         self._path = self.folder / ROWS
         self._seed = int(found['digest'][:8], 16)
         size = self._path.stat().st_size if self._path.is_file() else 0
-        if size != cache_size(found) or not (manifest
-                                             or found.get('complete')):
+        expected = len(self) * self.dtype.itemsize
+        if size != expected or not (manifest or found.get('complete')):
             raise TeacherCacheError(
                 f'the teacher cache {folder} is not finished ({ROWS} has '
-                f'{size} of {cache_size(found)} bytes): finish it by '
+                f'{size} of {expected} bytes): finish it by '
                 'tools/cache_teacher.py')
         # Not mapped into memory, where a failing disk or a file that is cut
         # meanwhile ends the process without a word.
@@ -84,11 +89,10 @@ class TeacherCache:
             indices: N integers, N at least 1.
 
         Returns:
-            ``(N,)`` records, see :func:`row_dtype`.
+            ``(N,)`` records, see ``record.row_dtype``.
 
         Raises:
-            TeacherCacheError: If there is no such row, or if it is not as it
-                was written.
+            TeacherCacheError: If one is not there, or not as it was written.
         """
         data = bytearray()
         for index in indices:
@@ -107,15 +111,7 @@ class TeacherCache:
         return np.flatnonzero(np.fromiter(bad, bool, len(self)))
 
     def write(self, indices: Iterable[int], **fields: np.ndarray) -> None:
-        """Write rows.
-
-        Args:
-            indices: Their N numbers.
-            **fields: Arrays of N values for all fields but ``check``.
-
-        Raises:
-            OSError: If there is no room; names the file.
-        """
+        """Write N rows, of N values for each field but ``check``."""
         rows = np.zeros(len(fields['label']), self.dtype)
         for name, values in fields.items():
             rows[name] = values
@@ -142,42 +138,76 @@ class TeacherCache:
         return (check or 1).to_bytes(4, 'little') + content
 
 
-def cache_size(manifest: Mapping[str, Any]) -> int:
-    """Bytes of a cache's rows."""
-    dtype = row_dtype(manifest['num_classes'], manifest['top_k'])
-    return manifest['count'] * dtype.itemsize
+def make_manifest(num_classes: int, top_k: Optional[int],
+                  **fields: Any) -> dict[str, Any]:
+    """What a cache says of itself.
+
+    The fields are ``count``, of the rows, and whatever else makes this cache
+    another than others; what JSON does not know is kept as text.
+    """
+    if top_k is None:
+        top_k = num_classes if num_classes <= _ALL_CLASSES_UP_TO else _TOP_K
+    if min(top_k, num_classes - 1, fields['count']) < 1:
+        raise TeacherCacheError(
+            'a teacher cache needs a top_k of at least 1, two classes and a '
+            f'row, got {top_k}, {num_classes} and {fields["count"]}')
+    kept = top_k if top_k < num_classes - 1 else None
+    fields.update(num_classes=num_classes, top_k=kept)
+    # As it will be read again: tuples become lists.
+    manifest = json.loads(json.dumps(fields, default=repr))
+    return dict(manifest, digest=_digest(manifest))
+
+
+def read_manifest(folder: Path) -> Optional[dict[str, Any]]:
+    """Manifest of a cache, ``None`` where there is none."""
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise TeacherCacheError(f'{path} cannot be read: {error}') from error
+    if not isinstance(manifest, dict) or manifest.get('digest') != _digest(
+            manifest):
+        raise TeacherCacheError(
+            f'{path} was altered, or is of another version: its digest is '
+            'not that of its content')
+    return manifest
+
+
+def check_manifest(folder: Path, manifest: Mapping[str, Any],
+                   expected: Mapping[str, Any]) -> None:
+    """Refuse a cache whose fields are not those expected, all or some."""
+    wanted = dict(_leaves(expected))
+    found = dict(_leaves({key: manifest.get(key) for key in expected}))
+    # The digest differs wherever something does, but does not say what.
+    for path in [key for key in {**wanted, **found} if key != 'digest']:
+        if found.get(path) != wanted.get(path):
+            raise TeacherCacheError(
+                f'the teacher cache {folder} was made with {path}='
+                f'{found.get(path)!r:.50}, but the config now has '
+                f'{wanted.get(path)!r:.50}')
 
 
 def prepare_cache(folder: Path, manifest: Mapping[str, Any]) -> np.ndarray:
     """Make the files of a cache, or find those of the same one.
 
-    The manifest then says whether it is complete. The caller holds the lock.
-
-    Args:
-        folder: The cache.
-        manifest: From :func:`make_manifest`.
-
-    Returns:
-        Rows that are missing or damaged, in order.
-
-    Raises:
-        TeacherCacheError: If there is a cache of something else, or not
-            enough room on the disk.
+    Returns the rows that are missing or damaged; the manifest then says
+    whether there are any. The caller holds the lock.
     """
-    found = read_manifest(folder) or dict(manifest)
-    check_manifest(folder, found, manifest)
-    path, size = folder / ROWS, cache_size(manifest)
-    held = path.stat().st_blocks * 512 if path.is_file() else 0
-    free = shutil.disk_usage(folder).free + held
-    if size > free:
-        raise TeacherCacheError(
-            f'{folder} has room for {free / 1e9:.1f} GB, the teacher cache '
-            f'needs {size / 1e9:.1f} GB')
+    check_manifest(folder, read_manifest(folder) or manifest, manifest)
+    path, size = folder / ROWS, manifest['count'] * row_dtype(
+        manifest['num_classes'], manifest['top_k']).itemsize
+    if not path.exists() and size > shutil.disk_usage(folder).free:
+        raise TeacherCacheError(f'{folder} has no room for the teacher cache, '
+                                f'which needs {size / 1e9:.1f} GB')
     with path.open('ab') as file:
         # To the size that it should have; what is whole stays.
         file.truncate(size)
-    missing = TeacherCache(folder, found).missing()
-    write_manifest(folder, dict(found, complete=not len(missing)))
+    missing = TeacherCache(folder, manifest).missing()
+    text = json.dumps(
+        dict(manifest, complete=not len(missing)), indent=2, sort_keys=True)
+    write_atomically(folder / MANIFEST, f'{text}\n'.encode())
     return missing
 
 
@@ -192,3 +222,23 @@ def locked(folder: Path) -> Iterator[None]:
         raise TeacherCacheError(
             f'another process is making the teacher cache {folder}'
         ) from error
+
+
+def _leaves(fields: Mapping[str, Any],
+            prefix: str = '') -> Iterator[tuple[str, Any]]:
+    """Values of nested dictionaries by dotted path."""
+    for key, value in fields.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f'{prefix}{key}.')
+        else:
+            yield f'{prefix}{key}', value
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of all that makes a cache another than others."""
+    fields = {
+        key: value
+        for key, value in manifest.items() if key not in ('complete', 'digest')
+    }
+    text = json.dumps([_FORMAT, fields], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
