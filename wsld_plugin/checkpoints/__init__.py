@@ -8,7 +8,6 @@ from .loading import (
     MissingCheckpointError,
     load_strictly,
     load_weights,
-    load_what_fits,
     read_checkpoint,
 )
 from .onnx_file import OnnxError, OnnxStudent, export_onnx
@@ -50,7 +49,6 @@ __all__ = [
     'load_strictly',
     'load_teacher',
     'load_weights',
-    'load_what_fits',
     'mmpretrain_names',
     'read_checkpoint',
     'remove_parts',

@@ -137,16 +137,6 @@ def load_strictly(module: nn.Module, path: str, source: str) -> None:
     load_weights(module, weights_for(module, path), f'{source}={path}')
 
 
-def load_what_fits(module: nn.Module, path: str) -> None:
-    """Load a checkpoint file into a module and warn of what does not fit.
-
-    Args:
-        module: Gets the weights.
-        path: As for :func:`load_strictly`.
-    """
-    load_state_dict(module, weights_for(module, path), strict=False)
-
-
 def load_weights(module: nn.Module, weights: dict[str, Tensor],
                  source: str) -> None:
     """Load weights into a module that they must fit exactly.
