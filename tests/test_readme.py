@@ -20,17 +20,16 @@ COMMANDS = [
 RUN_BY = {
     'python3 tools/quickstart.py': 'tests/tools/test_quickstart.py',
     'python3 tools/run_tests.py': '.ci/run',
-    "pip install -e '.[openmmlab]'": 'tools/environment.py',
-    "pip install -e '.[deploy]'": 'tools/environment.py',
+    "pip install -e '.[openmmlab]'": 'tools/_environment.py',
+    "pip install -e '.[deploy]'": 'tools/_environment.py',
     'tools/dist_train.sh': 'tests/tools',
     'tools/dist_test.sh': 'tests/tools',
     'python tools/export_student.py': 'tests/tools',
     'python tools/download_checkpoints.py': 'tests/tools',
-    'python tools/complexity.py': 'tests/tools',
     'python tools/train.py': 'tests/tools',
     'python tools/cache_teacher.py': 'tests/tools',
     'python tools/analyze.py': 'tests/tools',
-    'python tools/experiments.py': 'tests/tools',
+    'snakemake --snakefile tools/experiments/Snakefile': 'tests/tools',
 }
 
 
