@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
-from wsld_plugin.caching import TeacherCache
+from wsld_plugin.caching import TeacherCache, TeacherCacheError
 from wsld_plugin.caching.record import encode
 from wsld_plugin.caching.storage import make_manifest, prepare_cache
 
@@ -27,21 +28,25 @@ def confident(classes: int) -> tuple[Tensor, Tensor]:
 
 
 def write(cache: TeacherCache, rows: list[int], logits: Tensor,
-          labels: Tensor, **fields: np.ndarray) -> None:
-    made = encode(logits, labels, cache.manifest['top_k'])
-    none = dict(inputs=np.zeros(len(rows)), pixels=np.zeros(len(rows)))
-    cache.write(rows, **none | fields | {
-        name: value.numpy() for name, value in made.items()})
+          labels: Tensor, pixels: Any = 0, inputs: Any = 0) -> None:
+    made = encode(logits, labels, cache.top_k)
+    cache.write(rows, pixels=np.asarray(pixels), inputs=np.asarray(inputs),
+                **{name: value.numpy() for name, value in made.items()})
 
 
 def store(folder: Path, logits: Tensor, labels: Tensor,
-          top_k: Optional[int] = None, **fields: Any) -> TeacherCache:
+          top_k: Optional[int] = None, pixels: Any = 0, inputs: Any = 0,
+          **fields: Any) -> TeacherCache:
     """A finished cache."""
     manifest = make_manifest(logits.shape[1], top_k, count=len(logits),
                              **fields)
     folder.mkdir(exist_ok=True)
     prepare_cache(folder, manifest)
     write(TeacherCache(folder, manifest), [*range(len(logits))], logits,
-          labels)
+          labels, pixels, inputs)
     assert not len(prepare_cache(folder, manifest))
     return TeacherCache(folder)
+
+
+def refused(said: str) -> Any:
+    return pytest.raises(TeacherCacheError, match=said)

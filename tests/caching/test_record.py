@@ -30,17 +30,14 @@ def test_cross_entropy_and_weight_are_the_teachers(
         classes: int, top_k: Optional[int], tmp_path: Path) -> None:
     logits, labels = confident(classes)
     rebuilt = again(store(tmp_path, logits, labels, top_k))
-    assert rebuilt.dtype == torch.float32
-    assert torch.isfinite(rebuilt).all()
+    assert rebuilt.dtype == torch.float32 and rebuilt.isfinite().all()
     exact = log_cross_entropy(logits, labels)
     # Half a unit in the last place of 60 is 2e-6.
     assert (log_cross_entropy(rebuilt, labels) - exact).abs().max() < 8e-6
     # A student as good as the teacher, where an error shows most.
     weights = wsld_weight(logits, rebuilt, labels)
     assert (weights - wsld_weight(logits, logits, labels)).abs().max() < 3e-6
-    near = exact.abs() < 16
-    assert near.sum() > 20
-    assert (weights - (1 - np.exp(-1)))[near].abs().max() < 1e-6
+    assert (weights - (1 - np.exp(-1)))[exact.abs() < 16].abs().max() < 1e-6
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16,
@@ -60,7 +57,7 @@ def test_extreme_logits_stay_finite() -> None:
                            [0., 1e6, -1e6], [7e4, -7e4, 0.]])
     for fields in (encode(z, labels, None) for z in (logits, logits + 1e3)):
         rebuilt = decode(fields, 3)
-        assert torch.isfinite(rebuilt).all()
+        assert rebuilt.isfinite().all()
         torch.testing.assert_close(
             log_cross_entropy(rebuilt, labels),
             log_cross_entropy(logits, labels), rtol=1e-5, atol=0)

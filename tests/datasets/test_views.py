@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,107 +18,81 @@ from wsld_plugin.datasets import SeededViews, ViewSampler
 
 @TRANSFORMS.register_module()
 class DrawFromAll:
-    """Packs a scan with noise from all three generators added."""
+    """Packs a scan with noise from all three generators; loses one."""
 
-    def __init__(self, strength: int = 9) -> None:
-        self.strength = strength
+    def __init__(self, strength: int = 9, lost: int = -1) -> None:
+        self.strength, self.lost = strength, lost
 
-    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, results: dict[str, Any]) -> Any:
         image = results['img'].transpose(2, 0, 1).astype(np.int64)
         image += random.randrange(1, self.strength)
         image += np.random.randint(self.strength, size=image.shape)
         noise = torch.randint(self.strength, image.shape)
-        return dict(
+        return None if results['sample_idx'] == self.lost else dict(
             inputs=torch.from_numpy(image) + noise,
             data_samples=BaseDataElement(
                 gt_label=torch.tensor([results['gt_label']])))
 
 
-@TRANSFORMS.register_module()
-class LosesTheThird(DrawFromAll):
-    """Returns nothing for sample 2."""
-
-    def __call__(self, results: dict[str, Any]) -> Any:
-        return None if results['sample_idx'] == 2 else super().__call__(
-            results)
+DATASET = dict(type='DigitsDataset', split='val', indices=4)
 
 
-def config(**changes: Any) -> dict[str, Any]:
-    dataset = dict(
-        type='DigitsDataset',
-        split='val',
-        indices=4,
-        pipeline=[dict(type='DrawFromAll')])
-    return dict(type='SeededViews', dataset=dataset, views=3) | changes
+def build(noise: Any = None, views: Any = 3, seed: Any = 0,
+          **changes: Any) -> SeededViews:
+    pipeline = [dict(noise or {}, type='DrawFromAll')]
+    return SeededViews(DATASET | dict(pipeline=pipeline) | changes, views,
+                       seed)
+
+
+def content(item: dict[str, Any]) -> tuple:
+    view = item['data_samples'].seeded_view
+    return str(item['inputs'].tolist()), *view
 
 
 def all_items(views: SeededViews) -> list[tuple]:
     return [content(views[index]) for index in range(len(views))]
 
 
-def content(item: dict[str, Any]) -> tuple:
-    view = item['data_samples'].seeded_view
-    return item['inputs'].tolist(), tuple(view)
-
-
 @pytest.fixture(scope='module')
 def views() -> SeededViews:
-    return DATASETS.build(config())
+    return build()
 
 
 def test_passes_are_equal_and_views_differ(views: SeededViews) -> None:
     first = all_items(views)
     random.random(), np.random.rand(), torch.rand(5)
-    assert all_items(views)[::-1] == [
-        content(views[index]) for index in reversed(range(12))]
-    assert all_items(views) == first
-    assert len({str(image) for image, _ in first}) == 12
-    assert len({view[2] for _, view in first}) == 12
-    labels = [view[1] for _, view in first]
-    assert labels == labels[:4] * 3
-    assert [view[0] for _, view in first] == list(range(12))
-    other = DATASETS.build(config(seed=1))
-    assert not {str(image) for image, _ in first} & {
-        str(image) for image, _ in all_items(other)}
+    assert [content(views[index]) for index in reversed(range(12))
+            ] == first[::-1]
+    images, rows, labels, pixels, _ = map(list, zip(*first))
+    assert len(set(images)) == len(set(pixels)) == 12
+    assert (rows, labels) == ([*range(12)], labels[:4] * 3)
+    assert not {*images} & {item[0] for item in all_items(build(seed=1))}
 
 
 def test_generators_are_as_before(views: SeededViews) -> None:
-
-    def draw() -> tuple:
-        return random.random(), np.random.rand(), torch.rand(()).item()
-
-    def seed() -> None:
+    drawn = []
+    for use in (lambda: None, lambda: views[7]):
         random.seed(5), np.random.seed(5), torch.manual_seed(5)
-
-    seed()
-    expected = draw()
-    seed()
-    views[7]
-    assert draw() == expected
+        use()
+        drawn.append((random.random(), np.random.rand(), torch.rand(()).item()
+                      ))
+    assert drawn[0] == drawn[1]
 
 
 @pytest.mark.parametrize('workers, context, persistent', [
-    (2, 'fork', False),
-    (2, 'fork', True),
-    (1, 'spawn', True),
-])
+    (2, 'fork', False), (2, 'fork', True), (1, 'spawn', True)])
 def test_workers_make_the_same(workers: int, context: str, persistent: bool,
                                views: SeededViews) -> None:
     loader = DataLoader(
-        views,
-        batch_size=2,
-        num_workers=workers,
-        multiprocessing_context=context,
-        persistent_workers=persistent,
-        collate_fn=list)
+        views, batch_size=2, num_workers=workers, collate_fn=list,
+        multiprocessing_context=context, persistent_workers=persistent)
     for _ in range(2):
         items = [content(item) for batch in loader for item in batch]
         assert items == all_items(views)
 
 
 def test_no_other_sample_in_its_place() -> None:
-    dataset = config()['dataset'] | dict(pipeline=[dict(type='LosesTheThird')])
-    views = DATASETS.build(config(dataset=dataset))
+    views = build(dict(lost=2))
     assert views[5]['data_samples'].seeded_view.row == 5
     with pytest.raises(ValueError, match='view 1 of sample 2: SeededViews'):
         views[6]
@@ -126,58 +100,39 @@ def test_no_other_sample_in_its_place() -> None:
         views[12]
 
 
-def test_fingerprint_tells_data_and_rule_apart(
-        views: SeededViews, monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset = config()['dataset']
+def test_fingerprint_tells_data_and_rule_apart(views: SeededViews) -> None:
     changes: list[dict[str, Any]] = [
-        dict(views=4),
-        dict(seed=1),
-        dict(dataset=dataset | dict(split='test')),
-        dict(dataset=dataset | dict(indices=3)),
-        dict(dataset=dataset | dict(metainfo=dict(classes=('a', 'b')))),
-        dict(dataset=dataset | dict(
-            pipeline=[dict(type='DrawFromAll', strength=8)])),
-    ]
-    digests = {DATASETS.build(config(**change)).fingerprint
-               for change in changes}
+        dict(views=4), dict(seed=1), dict(split='test'), dict(indices=3),
+        dict(metainfo=dict(classes=('a', 'b'))), dict(noise=dict(strength=8))]
+    digests = {build(**change).fingerprint for change in changes}
     assert len(digests | {views.fingerprint}) == 7
-    assert DATASETS.build(config()).fingerprint == views.fingerprint
-    assert SeededViews(dataset, 3).fingerprint == views.fingerprint
+    assert build().fingerprint == views.fingerprint
 
 
-def test_fingerprint_does_not_depend_on_the_folder(tmp_path: Any) -> None:
+def test_fingerprint_does_not_depend_on_the_folder(tmp_path: Path) -> None:
     from mmpretrain.datasets import CustomDataset
-    digests = []
+    digests = set()
     for root in ('here', 'there'):
         for name in ('cat/1.png', 'cat/2.png', 'dog/1.png'):
             path = tmp_path / root / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
-        digests.append(
-            SeededViews(
-                dict(type=CustomDataset, data_prefix=str(tmp_path / root)),
-                2).fingerprint)
-    assert digests[0] == digests[1]
+        folder = dict(type=CustomDataset, data_prefix=str(tmp_path / root))
+        digests.add(SeededViews(folder, 2).fingerprint)
+    assert len(digests) == 1
 
 
 @pytest.mark.parametrize('changes, error, said', [
     (dict(views=0), ValueError, 'views must be an integer of at least 1'),
     (dict(seed=-1), ValueError, 'seed must be an integer of at least 0'),
     (dict(dataset=[1, 2]), TypeError, 'dataset must be a config, got list'),
-    (dict(dataset=dict(type='ConcatDataset', datasets=[config()['dataset']])),
-     TypeError, 'must be a BaseDataset of mmengine, got ConcatDataset'),
+    (dict(dataset=dict(type='ConcatDataset', datasets=[DATASET])), TypeError,
+     'must be a BaseDataset of mmengine, got ConcatDataset'),
 ])
 def test_mistakes(changes: dict, error: type, said: str) -> None:
-    arguments = config(**changes)
-    arguments.pop('type')
     with pytest.raises(error, match=said):
-        SeededViews(**arguments)
-
-
-def epochs(sampler: Any, number: int) -> Iterator[list[int]]:
-    for epoch in range(number):
-        sampler.set_epoch(epoch)
-        yield list(sampler)
+        DATASETS.build(dict(
+            type='SeededViews', dataset=DATASET, views=3) | changes)
 
 
 def test_each_epoch_is_a_view_in_the_stock_order(views: SeededViews) -> None:
@@ -186,22 +141,22 @@ def test_each_epoch_is_a_view_in_the_stock_order(views: SeededViews) -> None:
         default_args=dict(dataset=views, seed=3))
     stock = DefaultSampler(range(4), shuffle=True, seed=3)
     assert len(sampler) == 4
-    for epoch, (ours, theirs) in enumerate(
-            zip(epochs(sampler, 5), epochs(stock, 5))):
-        assert ours == [epoch % 3 * 4 + index for index in theirs]
+    for epoch in range(5):
+        sampler.set_epoch(epoch), stock.set_epoch(epoch)
+        assert list(sampler) == [epoch % 3 * 4 + index for index in stock]
     with pytest.raises(TypeError, match='must be a SeededViews, got range'):
         ViewSampler(range(4))
 
 
 def test_ranks_share_a_view(views: SeededViews,
                             monkeypatch: pytest.MonkeyPatch) -> None:
-    shares = []
+    dealt = []
     for rank in range(3):
         monkeypatch.setattr('mmengine.dataset.sampler.get_dist_info',
                             lambda rank=rank: (rank, 3))
         sampler = ViewSampler(views, seed=0)
         sampler.set_epoch(2)
-        shares.append(list(sampler))
-        assert len(sampler) == 2
+        assert len(sampler) == len(list(sampler)) == 2
+        dealt += sampler
     # Rounded up: 4 samples for 3 ranks.
-    assert {index for share in shares for index in share} == {8, 9, 10, 11}
+    assert set(dealt) == {8, 9, 10, 11}

@@ -78,8 +78,7 @@ def build_cache(cfg: Config, top_k: Optional[int] = None) -> TeacherCache:
         dist.barrier()
         if first and len(prepare_cache(folder, manifest)):
             raise TeacherCacheError(
-                f'the teacher cache {folder} lacks rows that were written: '
-                'run tools/cache_teacher.py again')
+                f'the teacher cache {folder} lost rows: make it again')
         dist.barrier()
     return TeacherCache(folder)
 

@@ -25,6 +25,8 @@ from ..checkpoints import write_atomically
 from .record import row_dtype
 
 MANIFEST, ROWS = 'manifest.json', 'rows.bin'
+# What a manifest has beside its fields.
+_OWN = ('complete', 'digest')
 # To be raised when files of before would be read wrongly.
 _FORMAT = 2
 # Up to here all classes are kept by default; 2 bytes each.
@@ -180,9 +182,8 @@ def check_manifest(folder: Path, manifest: Mapping[str, Any],
     """Refuse a cache whose fields are not those expected, all or some."""
     wanted = dict(_leaves(expected))
     found = dict(_leaves({key: manifest.get(key) for key in expected}))
-    # The digest differs wherever something does, but does not say what.
-    for path in [key for key in {**wanted, **found} if key != 'digest']:
-        if found.get(path) != wanted.get(path):
+    for path in {**wanted, **found}:
+        if path not in _OWN and found.get(path) != wanted.get(path):
             raise TeacherCacheError(
                 f'the teacher cache {folder} was made with {path}='
                 f'{found.get(path)!r:.50}, but the config now has '
@@ -236,9 +237,6 @@ def _leaves(fields: Mapping[str, Any],
 
 def _digest(manifest: Mapping[str, Any]) -> str:
     """SHA-256 of all that makes a cache another than others."""
-    fields = {
-        key: value
-        for key, value in manifest.items() if key not in ('complete', 'digest')
-    }
+    fields = {key: manifest[key] for key in manifest if key not in _OWN}
     text = json.dumps([_FORMAT, fields], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
