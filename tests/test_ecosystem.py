@@ -17,6 +17,8 @@ from mmengine.runner import Runner
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+import wsld_plugin  # noqa: F401
+
 ROOT = Path(__file__).parents[1]
 PUBLISHED = 'wsld_r34_r18_in1k-evalbn'
 BUILD = 'from setuptools.build_meta import *; build_{}({!r})'
@@ -90,15 +92,12 @@ def installed(request: pytest.FixtureRequest,
     sources = root / 'sources'
     sources.mkdir()
     for name in ('configs', 'tools', 'wsld_plugin'):
-        shutil.copytree(
-            ROOT / name,
-            sources / name,
-            ignore=shutil.ignore_patterns('.mim', '__pycache__'))
+        shutil.copytree(ROOT / name, sources / name,
+                        ignore=shutil.ignore_patterns('.mim', '__pycache__'))
     for path in ROOT.glob('*.*'):
         if path.is_file():
             shutil.copy(path, sources)
-    done = run_alone(
-        '-c', BUILD.format(request.param, str(root)), cwd=sources)
+    done = run_alone('-c', BUILD.format(request.param, str(root)), cwd=sources)
     assert done.returncode == 0, done.stderr
     wheel, = root.glob('*.whl')
     site = root / 'site'
@@ -118,11 +117,9 @@ def test_installation_is_found_by_others(installed: tuple[str, Path]) -> None:
         assert (package / '.mim' / 'tools').is_symlink()
     assert found['package'] == found['mim'] == str(package)
     assert (package / '.mim' / 'tools' / 'train.py').is_file()
+    shipped = (package / '.mim' / 'configs').resolve().rglob('*.*')
     assert {path.name for path in (ROOT / 'configs').rglob('*.*')} == {
-        path.name
-        for path in (package / '.mim' / 'configs').resolve().rglob('*.*')
-        if path.suffix != '.pyc'
-    }
+        path.name for path in shipped if path.suffix != '.pyc'}
     assert found['base'] == ['mmrazor.SingleTeacherDistill', 1, 'wsld_plugin']
     assert found['url'].endswith('acc-71.54_20211222-57925cbf.pth')
     assert found['others'] == 18
@@ -149,9 +146,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for label, photo in enumerate(load_sample_images().images):
             folder = root / split / str(label)
             folder.mkdir(parents=True)
-            for index in range(2):
-                piece = photo[:, 90 * index:90 * index + 300]
-                Image.fromarray(piece).save(folder / f'{index}.jpg')
+            for left in (0, 90):
+                piece = Image.fromarray(photo[:, left:left + 300])
+                piece.save(folder / f'{left}.jpg')
     return root
 
 
@@ -184,8 +181,8 @@ def test_existing_pipeline_trains_with_our_loss(photos: Path,
     before = runner.model.architecture.head.fc.weight.detach().clone()
     runner.train()
     assert runner.iter == 2
-    losses = runner.message_hub.get_scalar('train/distill.loss_wsld')
-    assert torch.isfinite(torch.tensor(losses.data[0])).all()
+    losses = runner.message_hub.get_scalar('train/distill.loss_wsld').data[0]
+    assert torch.isfinite(torch.tensor(losses)).all()
     assert not torch.equal(before, runner.model.architecture.head.fc.weight)
 
 
