@@ -1,7 +1,7 @@
 """WSLD as a loss that MMRazor's distillers build from a config."""
 from __future__ import annotations
 
-import math
+from numbers import Integral
 from typing import Optional
 
 from mmengine.registry import MODELS
@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from wsld_plugin.functional import (
     Weighting,
-    check_reduction,
-    check_weighting,
+    check_number,
+    check_settings,
     wsld_loss,
 )
 
@@ -68,21 +68,16 @@ class WSLDLoss(nn.Module):
                  num_classes: Optional[int] = None,
                  weighting: Weighting = 'wsld') -> None:
         super().__init__()
-        self.tau = _finite('tau', tau)
-        if self.tau <= 0:
-            raise ValueError(f'tau must be above 0, got {tau}')
-        self.loss_weight = _finite('loss_weight', loss_weight)
-        self.eps = _finite('eps', eps)
-        if self.eps < 0:
-            raise ValueError(f'eps must not be negative, got {eps}')
-        check_reduction(reduction)
+        check_settings(tau, eps, reduction, weighting)
+        self.tau = float(tau)
+        self.loss_weight = check_number('loss_weight', loss_weight)
+        self.eps = float(eps)
         self.reduction = reduction
         self.ignore_index = _integer('ignore_index', ignore_index)
-        if num_classes is not None and _integer('num_classes',
-                                                num_classes) < 1:
-            raise ValueError(f'num_classes must be above 0, got {num_classes}')
+        if num_classes is not None:
+            num_classes = _integer('num_classes', num_classes)
+            check_number('num_classes', num_classes, least=1)
         self.num_classes = num_classes
-        check_weighting(weighting, self.eps)
         # A plain dict, because a config's own kind cannot be compiled.
         self.weighting = (weighting if isinstance(weighting, str) else
                           dict(weighting))
@@ -113,20 +108,12 @@ class WSLDLoss(nn.Module):
         return (f'tau={self.tau}, loss_weight={self.loss_weight}, '
                 f'eps={self.eps}, reduction={self.reduction!r}, '
                 f'ignore_index={self.ignore_index}, '
+                f'num_classes={self.num_classes}, '
                 f'weighting={self.weighting!r}')
 
 
-def _finite(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f'{name} must be a number, got '
-                        f'{type(value).__name__}')
-    if not math.isfinite(value):
-        raise ValueError(f'{name} must be finite, got {value}')
-    return float(value)
-
-
 def _integer(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f'{name} must be an integer, got '
                         f'{type(value).__name__}')
-    return value
+    return int(value)
