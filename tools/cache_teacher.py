@@ -7,17 +7,7 @@ from __future__ import annotations
 
 import argparse
 
-from command_line import (
-    add_common_arguments,
-    leave_group,
-    one_line_errors,
-    prepare_devices,
-    read_config,
-    set_dataloader_defaults,
-)
-from mmengine.dist import is_main_process
-
-from wsld_plugin.caching import build_cache, verify_cache
+from _start import add_run_arguments, start
 
 
 def parse_args() -> argparse.Namespace:
@@ -35,7 +25,7 @@ def parse_args() -> argparse.Namespace:
         type=int,
         metavar='N',
         help='then compute N random rows again and compare')
-    add_common_arguments(parser)
+    add_run_arguments(parser)
     args = parser.parse_args()
     if args.verify is not None and args.verify < 1:
         parser.error(f'--verify must be at least 1, got {args.verify}')
@@ -45,13 +35,18 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Make or finish the cache, and print its folder as the last line."""
     args = parse_args()
-    with one_line_errors():
-        cfg = read_config(args)
-        set_dataloader_defaults(
-            cfg.get('train_dataloader'),
+    from mmengine.dist import is_main_process
+
+    from wsld_plugin import command_line
+    from wsld_plugin.caching import build_cache, verify_cache
+    with command_line.one_line_errors():
+        cfg = command_line.read_run_config(args, 'train')
+        command_line.set_dataloader_defaults(
+            cfg,
+            'train',
             persistent_workers=False,
             pin_memory=not args.no_pin_memory)
-        prepare_devices(cfg)
+        command_line.prepare_devices(cfg)
         cache = build_cache(cfg, args.top_k)
         if is_main_process():
             print(f'{len(cache)} rows of {cache.dtype.itemsize} bytes')
@@ -60,8 +55,8 @@ def main() -> None:
                 print(f'{min(args.verify, len(cache))} rows computed again: '
                       f'largest difference {difference:.2g}')
             print(cache.folder)
-    leave_group()
+    command_line.leave_group()
 
 
 if __name__ == '__main__':
-    main()
+    start(main)

@@ -18,6 +18,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from . import compat
+from .caching import TeacherCacheError
 from .checkpoints import (
     CheckpointError,
     load_weights,
@@ -56,7 +57,7 @@ def one_line_errors(*more: type[Exception]) -> Iterator[None]:
     """
     compat.quiet()
     mistakes: tuple[type[Exception], ...] = (ConfigError, CheckpointError,
-                                             *more)
+                                             TeacherCacheError, *more)
     try:
         yield
     except KeyboardInterrupt:

@@ -20,7 +20,7 @@ from .inputs import (
     split_labels,
     widen,
 )
-from .schemes import Weighting, check_weighting, sample_weight
+from .schemes import Weighting, check_weighting, row_weights
 
 REDUCTIONS = ('none', 'mean', 'sum')
 
@@ -84,24 +84,27 @@ def wsld_loss(student: Tensor,
         tensor(0.4382)
     """
     check_inputs(student, teacher, gt_labels, ignore_index, num_classes)
-    check_settings(tau, eps, reduction, weighting)
+    check_reduction(reduction)
+    check_weighting(weighting, eps)
+    tau = check_number('tau', tau, above=0)
     labels, ignored = split_labels(gt_labels, ignore_index)
     teacher = teacher.detach()
-    weight = sample_weight(student.detach(), teacher, labels, weighting,
-                           tau=tau, eps=eps, ignored=ignored)
+    weight = row_weights(student.detach(), teacher, labels, ignored,
+                         weighting, tau, eps)
     weighted = _weighted_rows if is_transformed(student) else _Weighted.apply
     rows = weighted(student, teacher, weight, ignored, tau)
     return loss_weight * _reduce(rows, ignored, reduction)
 
 
-def check_settings(tau: float, eps: float, reduction: str,
-                   weighting: Weighting) -> None:
-    """Refuse what :func:`wsld_loss` cannot compute with."""
-    check_number('tau', tau, above=0)
+def check_reduction(reduction: str) -> None:
+    """Refuse a reduction that torch does not know.
+
+    Raises:
+        ValueError: If it is none of ``'none'``, ``'mean'`` and ``'sum'``.
+    """
     if reduction not in REDUCTIONS:
         raise ValueError(f'reduction must be one of {REDUCTIONS}, got '
                          f'{reduction!r}')
-    check_weighting(weighting, eps)
 
 
 def _weighted_rows(student: Tensor, teacher: Tensor, weight: Tensor,

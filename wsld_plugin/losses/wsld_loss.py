@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from wsld_plugin.functional import (
     Weighting,
     check_number,
-    check_settings,
+    check_reduction,
+    check_weighting,
     wsld_loss,
 )
 
@@ -68,16 +69,17 @@ class WSLDLoss(nn.Module):
                  num_classes: Optional[int] = None,
                  weighting: Weighting = 'wsld') -> None:
         super().__init__()
-        check_settings(tau, eps, reduction, weighting)
-        self.tau = float(tau)
+        self.tau = check_number('tau', tau, above=0)
         self.loss_weight = check_number('loss_weight', loss_weight)
-        self.eps = float(eps)
+        self.eps = check_number('eps', eps, least=0)
+        check_reduction(reduction)
         self.reduction = reduction
         self.ignore_index = _integer('ignore_index', ignore_index)
-        if num_classes is not None:
-            num_classes = _integer('num_classes', num_classes)
-            check_number('num_classes', num_classes, least=1)
         self.num_classes = num_classes
+        if num_classes is not None:
+            self.num_classes = _integer('num_classes', num_classes)
+            check_number('num_classes', self.num_classes, above=0)
+        check_weighting(weighting, self.eps)
         # A plain dict, because a config's own kind cannot be compiled.
         self.weighting = (weighting if isinstance(weighting, str) else
                           dict(weighting))
