@@ -69,13 +69,20 @@ class Run(Hook):
             cfg.update(val_cfg=None, val_dataloader=None, val_evaluator=None)
         cfg.experiment_name += f'_fast{Run.number}'
         cfg.log_level = 'INFO'
-        cfg.work_dir = self.work_dir = f'{cfg.work_dir}/{Run.number}'
+        cfg.work_dir = f'{cfg.work_dir}/{Run.number}'
         self.checkpoint = f'{cfg.work_dir}/epoch_1.pth'
         cfg.custom_hooks = [*cfg.custom_hooks, *([hook] if hook else [])]
         compat.prepare_amp(cfg)
         self.double, self.fail, self.losses = double, fail, []
         self.runner = Runner.from_cfg(cfg)
         self.runner.register_hook(self)
+        self.before = [*self.runner.model.parameters()]
+        with pytest.raises(KeyboardInterrupt) if fail else ExitStack():
+            self.runner.train()
+        self.weights = self.runner.model.state_dict()
+        log, = Path(cfg.work_dir).glob('*/*.log')
+        self.said = ''.join(
+            re.findall(' - FastStepHook: .*', log.read_text()))
 
     def before_run(self, runner: Runner) -> None:
         if self.double:
@@ -91,26 +98,13 @@ class Run(Hook):
         if self.fail and batch_idx == 1:
             raise KeyboardInterrupt
 
+    @torch.no_grad()
     def before_val_epoch(self, runner: Runner) -> None:
         runner.model.eval()
         backbone = runner.model.teacher.backbone
-        with torch.no_grad():
-            ours, = backbone(PICTURES)
-            theirs, = type(backbone).forward(backbone, PICTURES)
-        self.original = torch.equal(ours, theirs)
-
-    def train(self) -> Run:
-        self.runner.train()
-        return self
-
-    @property
-    def weights(self) -> dict[str, Tensor]:
-        return self.runner.model.state_dict()
-
-    @property
-    def said(self) -> str:
-        log, = Path(self.work_dir).glob('*/*.log')
-        return ''.join(re.findall(' - FastStepHook: .*', log.read_text()))
+        self.original = torch.equal(
+            backbone(PICTURES)[0],
+            type(backbone).forward(backbone, PICTURES)[0])
 
 
 @pytest.fixture
@@ -132,8 +126,8 @@ def test_twenty_steps_end_the_same(config: Config) -> None:
     # smaller.
     config.optim_wrapper.optimizer.lr = 0.002
     config.train_dataloader.dataset.indices = 8 * 20 - 3
-    slow = Run(config, double=True).train()
-    fast = Run(config, FAST, double=True).train()
+    slow = Run(config, double=True)
+    fast = Run(config, FAST, double=True)
     assert fast.state == [True] * 3
     assert state(fast.runner) == [False] * 3
     assert len(fast.losses) == 20
@@ -145,7 +139,7 @@ def test_twenty_steps_end_the_same(config: Config) -> None:
 def test_files_are_as_without_it(config: Config) -> None:
     config.custom_hooks.append(dict(type='EMAHook'))
     slow, fast = (
-        read_checkpoint(Run(config, hook).train().checkpoint)
+        read_checkpoint(Run(config, hook).checkpoint)
         for hook in (None, FAST))
     assert fast['state_dict']._metadata == slow['state_dict']._metadata
     for part in ('state_dict', 'ema_state_dict', 'optimizer'):
@@ -160,12 +154,12 @@ def test_it_may_come_and_go_at_a_resume(config: Config, fused: bool) -> None:
     config.train_cfg.max_epochs = 2
     if fused:
         config.optim_wrapper.optimizer.fused = True
-    plain = Run(config, double=True).train()
-    first = Run(config, FAST, double=True).train()
+    plain = Run(config, double=True)
+    first = Run(config, FAST, double=True)
     assert off_by(first.weights, plain.weights) < 1e-9
     for before, hook in [(first, None), (plain, FAST)]:
         after = Run(config, hook, double=True, resume=True,
-                    load_from=before.checkpoint).train()
+                    load_from=before.checkpoint)
         assert len(after.losses) == 3
         assert off_by(after.weights, plain.weights) < 1e-9
 
@@ -173,13 +167,17 @@ def test_it_may_come_and_go_at_a_resume(config: Config, fused: bool) -> None:
 @pytest.mark.parametrize('amp', [{}, dict(
     optim_wrapper=dict(type='AmpOptimWrapper', dtype='bfloat16'))])
 def test_half_precision(config: Config, amp: dict[str, Any]) -> None:
-    slow, fast, low = (Run(config, hook, **amp).train()
+    slow, fast, low = (Run(config, hook, validate=True, **amp)
                        for hook in (None, FAST, LOW))
     for one in (fast, low):
         assert one.losses == pytest.approx(slow.losses, rel=2e-2)
     apart = re.search(r'in bfloat16: outputs off by up to (\S+) of', low.said)
     assert apart and 1e-3 < float(apart[1]) < 0.3
     assert 'folded: ' in fast.said and 'bfloat16' not in fast.said
+    assert low.state[1] and low.original
+    ours, theirs = (one.runner.message_hub.get_info('teacher_metrics')
+                    for one in (low, slow))
+    assert ours and ours == theirs
 
 
 @pytest.mark.parametrize('recorder, said', [
@@ -194,7 +192,7 @@ def test_half_precision(config: Config, amp: dict[str, Any]) -> None:
 def test_who_looks_inside_sees_the_original(config: Config, said: str,
                                             recorder: dict[str, str]) -> None:
     config.model.distiller.teacher_recorders.more = recorder
-    fast = Run(config, LOW).train()
+    fast = Run(config, LOW)
     assert said in fast.said
     seen, = fast.runner.model.distiller.teacher_recorders.get_recorder(
         'more').data_buffer
@@ -211,14 +209,14 @@ def test_another_loss_is_still_computed(config: Config) -> None:
             return super().loss(*args, **kwargs)
 
     config.model.teacher.head.type = CountingHead
-    fast = Run(config, FAST).train()
+    fast = Run(config, FAST)
     assert "loss computed: it is not mmpretrain's classifier" in fast.said
     assert fast.runner.model.teacher.head.computed == 3
 
 
 def test_statistics_of_the_teacher_go_on_moving(config: Config) -> None:
     config.model.teacher_norm_eval = False
-    slow, fast = (Run(config, hook).train() for hook in (None, FAST))
+    slow, fast = (Run(config, hook) for hook in (None, FAST))
     assert 'not copied: its BatchNorm is in training mode' in fast.said
     assert slow.losses[0] == pytest.approx(fast.losses[0])
     assert fast.weights['teacher.backbone.bn1.num_batches_tracked'] == 3
@@ -228,53 +226,38 @@ def test_statistics_of_the_teacher_go_on_moving(config: Config) -> None:
     assert off_by(*moved) < 1e-4
 
 
+@pytest.mark.skipif(not hasattr(torch, 'compile'), reason='no torch.compile')
 def test_a_compiled_teacher_is_left_alone(config: Config) -> None:
-    if not hasattr(torch, 'compile'):
-        pytest.skip('this torch compiles nothing')
-    fast = Run(config, FAST, compile=dict(disable=True)).train()
+    fast = Run(config, FAST, compile=dict(disable=True))
     assert 'left alone: cfg.compile' in fast.said
     assert fast.state == [True, False, False]
 
 
 def test_a_failed_training_leaves_the_model_whole(config: Config) -> None:
     run = Run(config, FAST, fail=True)
-    before = [*run.runner.model.parameters()]
-    with pytest.raises(KeyboardInterrupt):
-        run.train()
     assert run.state == [True] * 3
     assert state(run.runner) == [False] * 3
-    assert [*map(id, before)] == [*map(id, run.runner.model.parameters())]
+    assert all(one is other for one, other in zip(
+        run.before, run.runner.model.parameters()))
     assert all(one['momentum_buffer'].is_contiguous()
                for one in run.runner.optim_wrapper.optimizer.state.values())
 
 
-def test_validation_sees_the_original(config: Config) -> None:
-    plain, fast = (Run(config, hook, validate=True).train()
-                   for hook in (None, LOW))
-    assert fast.state[1] and fast.original
-    ours, theirs = (one.runner.message_hub.get_info('teacher_metrics')
-                    for one in (fast, plain))
-    assert ours and ours == theirs
-
-
-class FlatBackbone(nn.Module):
+class FlatBackbone(nn.Conv2d):
     """Flattens as no tensor with its channels last can be flattened."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3, stride=4)
-
     def forward(self, x: Tensor) -> tuple[Tensor]:
-        return (self.conv(x).view(len(x), -1)[:, :16, None, None], )
+        return (super().forward(x).view(len(x), -1)[:, :16, None, None], )
 
 
 def test_view_is_told_the_switch(config: Config) -> None:
-    config.model.architecture.backbone = dict(type=FlatBackbone)
+    config.model.architecture.backbone = dict(
+        type=FlatBackbone, in_channels=3, out_channels=4, kernel_size=3)
     config.model.architecture.head.in_channels = 16
     with pytest.raises(RuntimeError, match='channels_last=False') as error:
-        Run(config, FAST).train()
+        Run(config, FAST)
     assert 'view size is not compatible' in str(error.value.__cause__)
-    slow, fast = (Run(config, hook).train()
+    slow, fast = (Run(config, hook)
                   for hook in (None, dict(FAST, channels_last=False)))
     assert fast.losses == pytest.approx(slow.losses, rel=1e-5)
 
@@ -297,8 +280,8 @@ def test_what_is_laid_out() -> None:
     assert [one.weight.is_contiguous()
             for one in network] == [True, False, True, True, True]
     assert network[4].weight.data_ptr() == network[3].weight.data_ptr()
-    assert weight.stride() == weight.grad.stride() == optimizer.state[weight][
-        'exp_avg'].stride()
+    moment = optimizer.state[weight]['exp_avg']
+    assert weight.stride() == weight.grad.stride() == moment.stride()
     undo.close()
     assert all(one.is_contiguous() and one.grad.is_contiguous()
                for one in network.parameters())
@@ -328,7 +311,6 @@ class Backbone(nn.Module):
 
 
 class OptionalBackbone(Backbone):
-    """Takes an argument that torch.fx takes for given."""
 
     def forward(self, x: Any, scale: Any = None) -> Any:
         return super().forward(x if scale is None else x * scale)
@@ -341,10 +323,10 @@ class Teacher:
                  dtype: torch.dtype | None = None, synced: bool = False,
                  kind: type[Backbone] = Backbone) -> None:
         torch.manual_seed(0)
-        self.backbone = kind(extra).requires_grad_(False)
+        self.backbone = kind(extra)
         if synced:
             self.backbone.norm = nn.SyncBatchNorm(8)
-        shake(self.backbone)
+        shake(self.backbone.requires_grad_(False))
         self.backbone.norm.eval()
         self.undo = ExitStack()
         teacher = SimpleNamespace(backbone=self.backbone)
@@ -355,8 +337,7 @@ class Teacher:
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """Outputs with the hook, and those of the original."""
         ours = self.backbone(*args, **kwargs)
-        return ours, type(self.backbone).forward(
-            self.backbone, *args, **kwargs)
+        return ours, self.fast._original(*args, **kwargs)
 
     @property
     def copied(self) -> bool:
@@ -428,12 +409,11 @@ def test_what_would_differ_is_not_copied(extra: Any) -> None:
 
 def test_arguments_that_torch_fx_takes_for_given(
         capsys: pytest.CaptureFixture) -> None:
-    teacher = Teacher(kind=OptionalBackbone)
-    assert _apart(*teacher(PICTURES)) == 0 and not teacher.copied
+    without, given = (Teacher(kind=OptionalBackbone) for _ in range(2))
+    assert _apart(*without(PICTURES)) == 0 and not without.copied
     assert 'Traceback' not in capsys.readouterr().err
-    teacher = Teacher(kind=OptionalBackbone)
-    assert _apart(*teacher(PICTURES, scale=torch.tensor(2.))) < 1e-4
-    assert teacher.copied
+    assert _apart(*given(PICTURES, scale=torch.tensor(2.))) < 1e-4
+    assert given.copied
 
 
 @pytest.mark.parametrize('later', [False, True])
@@ -467,8 +447,7 @@ def test_changed_weights_are_followed(change: Callable[[Any], Any]) -> None:
     teacher = Teacher()
     teacher(PICTURES)
     assert teacher.copied
-    with torch.no_grad():
-        change(teacher.backbone)
+    torch.no_grad()(change)(teacher.backbone)
     for _ in range(_REST + 2):
         assert _apart(*teacher(PICTURES)) < 1e-4
     assert teacher.copied != teacher.backbone.norm.training
