@@ -41,10 +41,13 @@ def load_teacher(teacher: nn.Module, path: str, source: str) -> None:
     try:
         load_strictly(teacher, path, source)
     except OSError as error:
-        message = f'{source}={path} could not be read: {error}'
+        # A download's says where from, and where the file may be put.
+        cause = error if not isinstance(
+            error, FileNotFoundError) else FileNotFoundError(
+                f'{source}={path} could not be read: {error}')
 
         def refuse(*_: Any) -> None:
-            raise FileNotFoundError(message)
+            raise cause
 
         teacher.register_forward_pre_hook(refuse)
     except CheckpointMismatchError as error:

@@ -45,8 +45,8 @@ def prepare_distributed(cfg: Config) -> None:
     if local_rank is None:
         raise ValueError(
             f'launcher is {launcher!r}, but the environment variable '
-            f'{rank_name} is not set: that launcher did not start this '
-            'process')
+            f'{rank_name} is not set: this process was not started by that '
+            'launcher')
     # mmengine reads it under every launcher, and sets it under slurm only.
     os.environ['LOCAL_RANK'] = local_rank
     if is_cuda_available():

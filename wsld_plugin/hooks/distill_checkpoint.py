@@ -93,8 +93,7 @@ class DistillCheckpointHook(CheckpointHook):
         if atomic:
             remove_parts(Path(self.out_dir))
         # A strict EMAHook demands the whole model before it can be completed.
-        if not any(
-                getattr(hook, 'strict_load', False) for hook in runner.hooks):
+        if not any(getattr(one, 'strict_load', False) for one in runner.hooks):
             self._frozen = _frozen_teacher(runner)
 
     def before_save_checkpoint(self, runner: Runner,
@@ -105,8 +104,8 @@ class DistillCheckpointHook(CheckpointHook):
                 for key in checkpoint['state_dict']):
             self._student = student_checkpoint(checkpoint, runner.work_dir)
             # EMAHook's average is where the model is.
-            self._student['state_dict'] = weights_to_cpu(
-                self._student['state_dict'])
+            student = weights_to_cpu(self._student['state_dict'])
+            self._student['state_dict'] = student
             self._student['meta']['metrics'] = self._metrics
         if self._frozen is not None:
             self._frozen.leave_out(checkpoint)

@@ -50,8 +50,7 @@ class EpochSeedHook(Hook):
 def epoch_seed(seed: int, epoch: int, rank: int) -> int:
     """Mix a run's seed, an epoch and a rank into a seed in [0, 2**31).
 
-    That leaves numpy's 32 bits room for the worker numbers that mmengine
-    adds.
+    In numpy's 32 bits that leaves room for mmengine's worker numbers.
     """
     state = np.random.SeedSequence([seed, epoch, rank]).generate_state(1)
     return int(state[0]) >> 1

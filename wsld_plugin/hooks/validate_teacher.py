@@ -37,8 +37,7 @@ class ValidateTeacherHook(Hook):
         for name, distiller in distillers(runner.model).items():
             if next(distiller.teacher.parameters(), None) is None:
                 runner.logger.info(
-                    'The %s is not validated: it has no weights, perhaps a '
-                    'cache of its answers to the training set.', name)
+                    'The %s is not validated: it has no weights.', name)
                 continue
             for key, value in _validate(runner, distiller).items():
                 metrics[f'{name}/{key}'] = float(value)
