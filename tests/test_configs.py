@@ -102,7 +102,8 @@ def first_step(cfg: Config, work_dir: Path) -> tuple[Any, list, dict]:
 def test_a_leaf_is_what_its_name_says(name: str) -> None:
     cfg = load(name)
     method, teacher, student, data, suffix = parse(name)
-    # Nothing that a child could set in vain.
+    # Nothing that a child could set in vain or replace without a thought.
+    assert cfg.custom_hooks == []
     read = {*inspect.signature(Runner).parameters, 'custom_imports'}
     assert cfg.keys() - read == set()
     assert Config.fromstring(cfg.pretty_text, '.py').to_dict() == cfg.to_dict()
