@@ -201,10 +201,10 @@ def prepare_cache(folder: Path, manifest: Mapping[str, Any]) -> np.ndarray:
         manifest['num_classes'], manifest['top_k']).itemsize
     if not path.exists() and size > shutil.disk_usage(folder).free:
         raise TeacherCacheError(f'{folder} has no room for the teacher cache, '
-                                f'which needs {size / 1e9:.1f} GB')
-    with path.open('ab') as file:
-        # To the size that it should have; what is whole stays.
-        file.truncate(size)
+                                f'which needs {size / 1e6:.2f} MB')
+    path.touch()
+    # To the size that it should have; what is whole stays.
+    os.truncate(path, size)
     missing = TeacherCache(folder, manifest).missing()
     text = json.dumps(
         dict(manifest, complete=not len(missing)), indent=2, sort_keys=True)
