@@ -53,7 +53,7 @@ def test_only_normalisation_may_train(
 
 def test_without_the_hook_the_teacher_is_random(
         tiny_config: Config, trained: Callable[..., Runner]) -> None:
-    tiny_config.custom_hooks = []
+    del tiny_config.default_hooks['frozen_teacher']
     watch = Watch()
     trained(tiny_config, watch)
     assert not any(watch.repeatable)

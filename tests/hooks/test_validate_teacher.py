@@ -59,6 +59,8 @@ def test_training_goes_on_as_without_it(
     for hooks in (['FrozenTeacherHook', 'ValidateTeacherHook'],
                   ['FrozenTeacherHook']):
         cfg = tiny_config.copy()
+        for name in ('frozen_teacher', 'validate_teacher'):
+            del cfg.default_hooks[name]
         cfg.custom_hooks = [dict(type=hook) for hook in hooks]
         cfg.experiment_name += str(len(hooks))
         ends.append(trained(cfg).model.state_dict())

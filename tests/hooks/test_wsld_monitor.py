@@ -127,7 +127,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
 def test_real_distillation_logs_what_the_oracle_says(
         mixup: bool, tiny_config: Config, trained: Trained,
         calls: list[Call], tmp_path: Path) -> None:
-    assert MONITOR in tiny_config.custom_hooks
+    assert tiny_config.default_hooks.wsld_monitor == MONITOR
     tiny_config.train_cfg.max_epochs = 2
     tiny_config.default_hooks.logger.interval = 2
     if not mixup:
@@ -147,6 +147,7 @@ def test_training_is_the_same_to_the_bit(tiny_config: Config,
     ends = []
     for hooks in ([MONITOR], []):
         cfg = tiny_config.copy()
+        del cfg.default_hooks['wsld_monitor']
         cfg.custom_hooks = hooks
         cfg.experiment_name += str(len(hooks))
         runner = trained(cfg)

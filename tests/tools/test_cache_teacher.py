@@ -81,7 +81,7 @@ def cache(folder: Path, build: Build) -> Path:
 
 def message(call: Callable[..., None], *args: Any, **others: Any) -> str:
     with redirect_stderr(io.StringIO()) as said, pytest.raises(
-            SystemExit, match='^2$'):
+            SystemExit, match='2'):
         call(*args, **others)
     line, = [line for line in said.getvalue().splitlines()
              if re.match(r'\w+\.py: ', line)]

@@ -1,1 +1,1 @@
-"""Networks that mmpretrain lacks, in ``backbones``."""
+"""Networks that mmpretrain lacks, and the table of those we train."""
