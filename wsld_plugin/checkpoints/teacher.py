@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .loading import (
     CheckpointMismatchError,
+    MissingCheckpointError,
     load_strictly,
     read_checkpoint,
     strip_prefix,
@@ -43,7 +44,7 @@ def load_teacher(teacher: nn.Module, path: str, source: str) -> None:
     except OSError as error:
         # A download's says where from, and where the file may be put.
         cause = error if not isinstance(
-            error, FileNotFoundError) else FileNotFoundError(
+            error, FileNotFoundError) else MissingCheckpointError(
                 f'{source}={path} could not be read: {error}')
 
         def refuse(*_: Any) -> None:
