@@ -42,11 +42,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def samples(*indices: int, **changes: Any) -> list[BaseDataElement]:
-    views = [SeededView(index, index % CLASSES, index + 100, 'print')
-             for index in indices]
-    return [BaseDataElement(metainfo=dict(seeded_view=view._replace(
-        **changes))) for view in views]
+def samples(*rows: int, **changes: Any) -> list[BaseDataElement]:
+    views = [SeededView(row, row % CLASSES, row + 100, 'print')._replace(
+        **changes) for row in rows]
+    return [BaseDataElement(metainfo=dict(seeded_view=v)) for v in views]
 
 
 def test_logits_come_out_where_the_recorder_listens(folder: Path) -> None:
@@ -67,8 +66,7 @@ def test_logits_come_out_where_the_recorder_listens(folder: Path) -> None:
 def test_it_is_no_part_of_checkpoints_and_needs_no_cache(
         tmp_path: Path) -> None:
     teacher = build(tmp_path, source='a.b.c')
-    assert teacher.state_dict() == {}
-    assert list(teacher.parameters()) == []
+    assert not teacher.state_dict() and not [*teacher.parameters()]
     assert isinstance(teacher.get_submodule('a.b.c'), torch.nn.Identity)
     with refused('there is no teacher cache'):
         teacher.init_weights()
@@ -92,8 +90,7 @@ def test_other_weights_are_refused(folder: Path) -> None:
     path = str(folder / 'teacher.pth')
     before = weights_sha256(path)
     # What else the file holds, and a wrapper's prefix, do not count.
-    torch.save(
-        dict(state_dict={'module.w': torch.ones(2)}, meta=dict(epoch=3)), path)
+    torch.save(dict(state_dict={'module.w': torch.ones(2)}, meta={}), path)
     assert weights_sha256(path) == before
     build(folder).init_weights()
     torch.save(dict(w=torch.tensor([1., 1 + 2**-23])), path)

@@ -1,16 +1,19 @@
-"""The digits set: what is in it, how it is split, how it loads."""
+"""The digits: what is in them, how they are split, parted and drawn."""
 from __future__ import annotations
 
 import pickle
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
 from mmengine.registry import DATASETS
 
-from wsld_plugin.datasets import DigitsDataset
+from wsld_plugin.datasets import DigitsDataset, resampled_indices
 from wsld_plugin.datasets.digits import SPLITS, split_indices
+
+DIGITS = dict(type='DigitsDataset', split='val', indices=41)
 
 
 def sklearn_digits():
@@ -37,8 +40,7 @@ def test_splits_are_disjoint_complete_stratified_and_never_change():
 @pytest.mark.parametrize('split', SPLITS)
 def test_scans_are_those_of_sklearn(split):
     digits = sklearn_digits()
-    lazy = DATASETS.build(
-        dict(type='DigitsDataset', split=split, lazy_init=True))
+    lazy = DigitsDataset(split, lazy_init=True)
     assert not lazy.data_list
     dataset = pickle.loads(pickle.dumps(lazy))
     dataset.full_init()
@@ -50,20 +52,13 @@ def test_scans_are_those_of_sklearn(split):
         image = sample['img']
         assert image.dtype == np.uint8 and image.shape == (8, 8, 3)
         assert (image == image[..., :1]).all()
-        np.testing.assert_allclose(
-            image[..., 0] / 255 * 16,
-            digits.images[indices[position]],
-            atol=0.04)
+        grey = image[..., 0] / 255 * 16
+        assert np.abs(grey - digits.images[indices[position]]).max() < 0.04
         assert sample['gt_label'] == digits.target[indices[position]]
         assert sample['img_shape'] == sample['ori_shape'] == (8, 8)
         # Changing a sample leaves the data set alone.
         image[:] = 0
         assert dataset[position]['img'].any()
-
-
-def test_unknown_split_is_named():
-    with pytest.raises(ValueError, match="train, val, test, got 'dev'"):
-        DigitsDataset('dev', lazy_init=True)
 
 
 def test_missing_sklearn_is_said_with_the_cause():
@@ -75,3 +70,45 @@ def test_missing_sklearn_is_said_with_the_cause():
     assert done.returncode == 1
     assert 'pip install scikit-learn' in done.stderr
     assert 'sklearn.datasets' in done.stderr.splitlines()[-1]
+
+
+def scans(**config: Any) -> list[bytes]:
+    dataset = DATASETS.build(config)
+    return [dataset[i]['img'].tobytes() for i in range(len(dataset))]
+
+
+def resampled(**config: Any) -> list[bytes]:
+    return scans(type='ResampledDataset', **dict(dataset=DIGITS) | config)
+
+
+def test_parts_share_nothing_and_leave_nothing() -> None:
+    whole = scans(**DIGITS)
+    parts = [resampled(run=run, parts=3) for run in range(3)]
+    assert sorted(map(len, parts)) == [13, 14, 14]
+    assert sorted(scan for part in parts for scan in part) == sorted(whole)
+    # Shuffled: the classes of the digits take turns.
+    assert parts[0] != whole[:14] and parts[0] != whole[::3]
+
+
+def test_runs_draw_whole_samples_differently_and_always_the_same() -> None:
+    whole, drawn = scans(**DIGITS), resampled_indices(41, 1)
+    assert resampled(run=1) == [whole[index] for index in drawn]
+    assert (resampled_indices(50, 0) != resampled_indices(50, 1)).any()
+    assert (resampled_indices(50, 3) == resampled_indices(50, 3)).all()
+    # A share of 1 - 1/e of the samples is drawn at least once.
+    shares = [len(np.unique(resampled_indices(1000, r))) for r in range(20)]
+    assert np.mean(shares) == pytest.approx(632, abs=10)
+
+
+@pytest.mark.parametrize('config, error, said', [
+    (dict(dataset=DIGITS | dict(split='dev'), run=0), ValueError,
+     "split must be one of train, val, test, got 'dev'"),
+    (dict(run=-1), ValueError, 'run must be'),
+    (dict(run=2, parts=2), ValueError, 'run must be'),
+    (dict(run=0, parts=42), ValueError, 'parts must be'),
+    (dict(run=0, dataset=dict(type='RepeatDataset', times=2, dataset=DIGITS)),
+     TypeError, 'RepeatDataset'),
+])
+def test_mistakes(config: dict, error: type, said: str) -> None:
+    with pytest.raises(error, match=said):
+        resampled(**config)

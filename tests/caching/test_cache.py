@@ -1,4 +1,4 @@
-"""The files of a cache: no row is taken for another, or for whole."""
+"""Caches: how exactly rows keep answers, and that none is mistaken."""
 from __future__ import annotations
 
 import copy
@@ -10,27 +10,129 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 import pytest
 import torch
 from stored import confident, refused, store, write
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from wsld_plugin.caching import TeacherCache
+from wsld_plugin.caching.record import compare, decode, encode, unpack
 from wsld_plugin.caching.storage import locked, make_manifest, prepare_cache
+from wsld_plugin.functional import log_cross_entropy, wsld_weight
 
 LABELS = torch.tensor([0, 3, 2])
 LOGITS = torch.eye(4)[:3] * 5
 
 
+def again(cache: TeacherCache) -> Tensor:
+    rows = cache.rows(range(len(cache)))
+    return decode(unpack(rows, torch.device('cpu')), cache.num_classes)
+
+
+@pytest.mark.parametrize('classes, top_k', [
+    (2, None), (10, None), (1000, 20), (300, 1), (40000, 3)])
+def test_cross_entropy_and_weight_are_the_teachers(
+        classes: int, top_k: Optional[int], tmp_path: Path) -> None:
+    logits, labels = confident(classes)
+    rebuilt = again(store(tmp_path, logits, labels, top_k))
+    assert rebuilt.dtype == torch.float32 and rebuilt.isfinite().all()
+    exact = log_cross_entropy(logits, labels)
+    # Half a unit in the last place of 60 is 2e-6.
+    assert (log_cross_entropy(rebuilt, labels) - exact).abs().max() < 8e-6
+    # A student as good as the teacher, where an error shows most.
+    weights = wsld_weight(logits, rebuilt, labels)
+    assert (weights - wsld_weight(logits, logits, labels)).abs().max() < 3e-6
+    assert (weights - (1 - np.exp(-1)))[exact.abs() < 16].abs().max() < 1e-6
+
+
+@pytest.mark.parametrize('dtype', [
+    torch.float16, torch.bfloat16, torch.float64])
+def test_any_floating_dtype_is_widened_first(dtype: torch.dtype) -> None:
+    logits, labels = confident(10)
+    logits = logits[40:80].to(dtype)
+    made, wide = (encode(z, labels[40:80], None)
+                  for z in (logits, logits.float()))
+    assert (made['log_ce'] - wide['log_ce']).abs().max() < 1e-5
+    assert torch.equal(made['logits'], wide['logits'])
+
+
+def test_extreme_logits_stay_finite() -> None:
+    labels = torch.tensor([0, 0, 1, 0, 1])
+    logits = torch.tensor([[200., 0., 1.], [90., 0., 1.], [800., 0., 0.],
+                           [0., 1e6, -1e6], [7e4, -7e4, 0.]])
+    for fields in (encode(z, labels, None) for z in (logits, logits + 1e3)):
+        rebuilt = decode(fields, 3)
+        assert rebuilt.isfinite().all()
+        torch.testing.assert_close(*(
+            log_cross_entropy(z, labels) for z in (rebuilt, logits)),
+            rtol=1e-5, atol=0)
+        # Beyond float16's 65504 a class has no share at any temperature.
+        assert fields['logits'][3].tolist()[2] == -65504
+
+
+def test_other_logits_are_rounded_only(tmp_path: Path) -> None:
+    logits, labels = confident(10)
+    rebuilt = again(store(tmp_path, logits, labels))
+    true = labels.unsqueeze(1)
+    rows = [z.scatter(1, true, float('-inf')) for z in (logits, rebuilt)]
+    ours, theirs = (z - z.max(1, keepdim=True).values for z in rows)
+    mask = torch.isfinite(ours)
+    gap = (ours - theirs)[mask].abs()
+    assert (gap <= ours[mask].abs() * 2**-11 + 1e-5).all()
+    assert gap.max() > 0
+    assert compare(rebuilt, logits, labels, None)[1]
+    gap, alike = compare(rebuilt, logits * 1.01, labels, None)
+    assert gap > 0.01 and not alike
+    # Too far for the weight, whatever the other logits are.
+    logits.scatter_add_(1, true, torch.full((121, 1), 2e-3))
+    assert not compare(rebuilt, logits, labels, None)[1]
+
+
+def test_top_k_keeps_the_mass_of_the_rest(tmp_path: Path) -> None:
+    logits, labels = confident(1000)
+    cache = store(tmp_path, logits, labels, 20)
+    assert cache.dtype.itemsize == 6 * 4 + 20 * 4
+    rebuilt = again(cache)
+    assert compare(rebuilt, logits, labels, 20)[1]
+    probs, ours = (z.double().softmax(1) for z in (logits, rebuilt))
+    kept = probs.scatter(1, labels.unsqueeze(1), 2).topk(21).indices
+    mass, same = (1 - p.gather(1, kept).sum(1) for p in (probs, ours))
+    torch.testing.assert_close(same, mass, rtol=2e-2, atol=1e-9)
+    torch.testing.assert_close(
+        ours.gather(1, kept), probs.gather(1, kept), rtol=5e-3, atol=1e-9)
+    # Each of the rest alike.
+    rest = ours.scatter(1, kept, 2).sort(1).values[:, :-21]
+    assert (rest[:, -1] - rest[:, 0]).max() < 1e-9
+
+
+@pytest.mark.parametrize('top_k', [None, 3])
+def test_rows_go_to_the_device_in_one_copy(top_k: Optional[int],
+                                           tmp_path: Path) -> None:
+    copies = []
+
+    class Copies(TorchDispatchMode):
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (),
+                               kwargs: Any = None) -> Any:
+            out = func(*args, **kwargs or {})
+            if 'copy' in str(func) and args[0].device != out.device:
+                copies.append(out.dtype)
+            return out
+
+    rows = store(tmp_path, *confident(10), top_k).rows([5, 6])
+    with Copies():
+        assert decode(unpack(rows, torch.device('meta')), 10).is_meta
+    assert copies == [torch.uint8]
+
+
 def test_top_k() -> None:
-
-    def kept(*args: Any) -> Any:
-        return make_manifest(*args, count=1)['top_k']
-
-    assert (kept(256, None), kept(257, None)) == (None, 64)
-    assert (kept(10, 8), kept(10, 9), kept(1000, 1000)) == (8, None, None)
+    for classes, top_k, kept in ((256, None, None), (257, None, 64),
+                                 (10, 8, 8), (10, 9, None), (9, 99, None)):
+        assert make_manifest(classes, top_k, count=1)['top_k'] == kept
     for classes, top_k, count in ((10, 0, 1), (1, None, 1), (10, None, 0)):
         with refused(f'got .*{classes} and {count}'):
             make_manifest(classes, top_k, count=count)
@@ -106,35 +208,18 @@ def test_rows_of_another_size_are_not_finished(
     assert len(prepare_cache(tmp_path, cache.manifest)) == left
 
 
-def test_unfinished_cache_is_not_read(tmp_path: Path) -> None:
-    with refused('there is no teacher cache in'):
-        TeacherCache(tmp_path)
-    manifest = make_manifest(4, None, count=3)
-    assert prepare_cache(tmp_path, manifest).tolist() == [0, 1, 2]
-    write(TeacherCache(tmp_path, manifest), [1], LOGITS[1:2], LABELS[1:2])
-    with refused('is not finished'):
-        TeacherCache(tmp_path)
-    assert prepare_cache(tmp_path, manifest).tolist() == [0, 2]
-
-
-def test_only_the_same_cache_is_continued(tmp_path: Path) -> None:
+@pytest.mark.parametrize('changed, said', [
+    (dict(seed=1), 'with seed=0, .* now has 1'),
+    (dict(teacher=dict(a=2)), r'teacher\.a=1, .* has 2'),
+    (dict(count=5), 'count=9'), (dict(top_k=3), 'top_k=None')])
+def test_only_the_same_cache_is_continued(changed: dict, said: str,
+                                          tmp_path: Path) -> None:
     manifest = make_manifest(
         10, None, count=9, seed=0, teacher=dict(a=1, b=(2, dict)))
     for _ in range(2):
         assert len(prepare_cache(tmp_path, manifest)) == 9
-    for changed, said in ((dict(seed=1), 'with seed=0, .* now has 1'),
-                          (dict(teacher=dict(a=2)), r'teacher\.a=1, .* has 2'),
-                          (dict(count=5), 'count=9'),
-                          (dict(top_k=3), 'top_k=None')):
-        with refused(said):
-            prepare_cache(tmp_path, dict(manifest, **changed))
-
-
-def test_two_builders_at_once_are_refused(tmp_path: Path) -> None:
-    with locked(tmp_path), refused('another process'), locked(tmp_path):
-        pass
-    with locked(tmp_path):
-        pass
+    with refused(said):
+        prepare_cache(tmp_path, manifest | changed)
 
 
 def fork(target: Callable[[], None]) -> Any:
@@ -182,6 +267,9 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
         process.join()
         with locked(killed):
             left.append(len(prepare_cache(killed, manifest)))
+        if left[-1]:
+            with refused('is not finished'):
+                TeacherCache(killed)
         delay *= 1.1
     assert left == sorted(left, reverse=True) and len(set(left)) > 2
     assert (whole / 'rows.bin').read_bytes() == (
