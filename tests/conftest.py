@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-TOOLS = Path(__file__).parents[1] / 'tools'
+TESTS = Path(__file__).parent
+TOOLS = TESTS.parent / 'tools'
+# oracle.py and loss_tester.py, in the processes that tests start, too.
+sys.path.insert(0, str(TESTS))
 
 # The tensors of the tests are far too small to be worth two threads.
 torch.set_num_threads(1)
@@ -18,6 +21,18 @@ torch.set_num_threads(1)
 # Some tests press Ctrl-C, which a shell's background jobs ignore.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(params=[
+    'cpu',
+    pytest.param('cuda', marks=[
+        pytest.mark.gpu,
+        pytest.mark.skipif(
+            not torch.cuda.is_available(), reason='no CUDA device here')])
+])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Each kind of device that a test is to run on."""
+    return torch.device(request.param)
 
 
 @pytest.fixture(scope='session')
@@ -37,11 +52,3 @@ def call_tool() -> Iterator[Callable[..., None]]:
             tool.main()
 
         yield call
-
-
-@pytest.fixture(params=['cpu', pytest.param('cuda', marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest) -> str:
-    """Each device; one that is not there is skipped, not passed over."""
-    if request.param == 'cuda' and not torch.cuda.is_available():
-        pytest.skip('needs a CUDA device')
-    return request.param

@@ -54,9 +54,11 @@ def soft_loss(student: list[float], teacher: list[float],
 
 
 def row(student: list[float], teacher: list[float], target: list[float],
-        tau: float, eps: float = 0.0) -> tuple[float, list[float]]:
+        tau: float, eps: float = 0.0,
+        w: float | None = None) -> tuple[float, list[float]]:
     """Weighted soft-label loss of one sample and its gradient."""
-    w = weight(student, teacher, target, eps)
+    if w is None:
+        w = weight(student, teacher, target, eps)
     gradient = [
         tau * w * (p - q)
         for p, q in zip(softmax(student, tau), softmax(teacher, tau))

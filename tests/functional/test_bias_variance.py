@@ -2,21 +2,13 @@
 from __future__ import annotations
 
 import math
-import sys
-from pathlib import Path
 
+import oracle
 import pytest
 import torch
 import torch.nn.functional as F
 
-from wsld_plugin.functional import (
-    bias_variance,
-    bias_variance_from_mean,
-    jackknife,
-)
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import oracle
+from wsld_plugin.functional import bias_variance, jackknife
 
 
 def make(runs=5, n=20, classes=4, scale=2.0, soft=False, seed=0,
@@ -134,7 +126,7 @@ def test_logits_are_normalised():
         torch.testing.assert_close(got, exact)
 
 
-def test_samples_and_runs_can_be_streamed():
+def test_samples_can_be_streamed():
     logp, labels = make()
     direct, _ = make(3, seed=4)
     reference = direct.mean(0)
@@ -143,16 +135,10 @@ def test_samples_and_runs_can_be_streamed():
         bias_variance(logp[:, part], labels[part], reference=reference[part])
         for part in (slice(0, 7), slice(7, None))
     ]
-    running = torch.zeros_like(logp[0])
-    for run in logp:
-        running += run
-    from_mean = bias_variance_from_mean(
-        running / len(logp), labels, reference=reference)
     for name in whole._fields:
         exact = getattr(whole, name)
         torch.testing.assert_close(
             torch.cat([getattr(half, name) for half in halves]), exact)
-        torch.testing.assert_close(getattr(from_mean, name), exact)
 
 
 # -------------------------------------------------------------- jackknife
@@ -210,7 +196,7 @@ def test_jackknife_frees_the_parts_of_their_bias():
 
 # ----------------------------------------------------------------- errors
 @pytest.mark.parametrize('change,error,match', [
-    (dict(logp=[[0.0]]), TypeError, 'logp must be a tensor, got list'),
+    (dict(logp=[[0.0]]), TypeError, 'logp must be a float tensor, got list'),
     (dict(logp=torch.zeros(2, 3, 4).long()), TypeError, 'logp.*int64'),
     (dict(logp=torch.zeros(3, 4)), ValueError,
      r'logp must have shape \(runs, N, C\), got \(3, 4\)'),
@@ -224,7 +210,7 @@ def test_jackknife_frees_the_parts_of_their_bias():
     (dict(gt_labels=torch.tensor([0, -1, 1])), ValueError, 'got -1'),
     (dict(gt_labels=torch.full((3, 4), 0.3)), ValueError, 'add up to 1'),
     (dict(gt_labels=torch.tensor([[2.0, -1, 0, 0]] * 3)), ValueError,
-     'not negative'),
+     'negative class probability, -1'),
     (dict(reference=torch.zeros(3, 5)), ValueError,
      r'reference must have shape \(3, 4\), got \(3, 5\)'),
     (dict(reference=torch.zeros(1, 3, 4)), ValueError, r'\(N, C\)'),
@@ -236,11 +222,6 @@ def test_bad_input_is_refused(change, error, match):
     bias_variance(**good)
     with pytest.raises(error, match=match):
         bias_variance(**{**good, **change})
-
-
-def test_a_mean_of_logits_is_refused():
-    with pytest.raises(ValueError, match='mean of normalised'):
-        bias_variance_from_mean(torch.zeros(2, 3), torch.tensor([0, 1]))
 
 
 def test_one_run_has_no_jackknife_error():

@@ -2,52 +2,20 @@
 from __future__ import annotations
 
 import pickle
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from loss_tester import gradient, make
 from mmengine import Config
 from mmengine.registry import MODELS, DefaultScope
 
 from wsld_plugin.functional import wsld_loss
 from wsld_plugin.losses import WSLDLoss
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import oracle
-from loss_tester import LossTester, make
 
-
-def logits(shape=(16, 10), seed=0):
-    return make(shape, seed, torch.float32)
-
-
-class TestWSLD(LossTester):
-    loss = WSLDLoss(tau=2, loss_weight=2.5)
-
-    @staticmethod
-    def row(student, teacher, target):
-        value, grad = oracle.row(student, teacher, target, 2.0)
-        return 2.5 * value, [2.5 * g for g in grad]
-
-
-class TestWSLDAsPublished(LossTester):
-    loss = WSLDLoss(tau=3.7, eps=1e-7)
-
-    @staticmethod
-    def row(student, teacher, target):
-        return oracle.row(student, teacher, target, 3.7, 1e-7)
-
-
-class TestSoftLabels(LossTester):
-    loss = WSLDLoss(tau=4, weighting='uniform')
-
-    @staticmethod
-    def row(student, teacher, target):
-        soft = [oracle.softmax(z, 4.0) for z in (student, teacher)]
-        return (oracle.soft_loss(student, teacher, 4.0),
-                [4.0 * (p - q) for p, q in zip(*soft)])
+def logits(shape=(16, 10)):
+    return make(shape, dtype=torch.float32)
 
 
 @pytest.mark.parametrize('scope', ['mmengine', 'mmrazor', 'mmpretrain'])
@@ -65,18 +33,29 @@ def test_every_scope_builds_it_by_its_bare_name(scope):
 def test_it_passes_every_setting_on():
     student, teacher, labels = logits()
     labels[3] = 7
-    loss = WSLDLoss(tau=3, loss_weight=2.25, eps=0.5, reduction='sum',
-                    ignore_index=7, num_classes=10)
-    got = loss(student=student, teacher=teacher, gt_labels=labels)
-    assert got == wsld_loss(student, teacher, labels, 3.0, 2.25, 0.5, 'sum',
-                            7)
-    changed = [dict(tau=2), dict(loss_weight=1), dict(eps=0),
-               dict(reduction='mean'), dict(ignore_index=-100)]
     settings = dict(tau=3, loss_weight=2.25, eps=0.5, reduction='sum',
                     ignore_index=7)
-    for change in changed:
+    got = WSLDLoss(**settings, num_classes=10)(
+        student=student, teacher=teacher, gt_labels=labels)
+    assert got == wsld_loss(student, teacher, labels, 3.0, 2.25, 0.5, 'sum',
+                            7)
+    for change in (dict(tau=2), dict(loss_weight=1), dict(eps=0),
+                   dict(reduction='mean'), dict(ignore_index=-100),
+                   dict(weighting='uniform', eps=0)):
         assert WSLDLoss(**{**settings, **change})(student, teacher,
                                                   labels) != got
+    with pytest.raises(ValueError, match='num_classes is 1000'):
+        WSLDLoss(num_classes=1000)(student, teacher, labels)
+
+
+def test_numpys_numbers_are_numbers():
+    loss = WSLDLoss(np.float32(2), np.float64(2.5), np.float32(0.5), 'sum',
+                    np.int64(255), np.int32(10))
+    assert repr(loss) == (
+        "WSLDLoss(tau=2.0, loss_weight=2.5, eps=0.5, reduction='sum', "
+        "ignore_index=255, num_classes=10, weighting='wsld')")
+    for value in (loss.tau, loss.eps, loss.ignore_index, loss.num_classes):
+        assert type(value) in (int, float)
 
 
 @pytest.mark.parametrize('eps', [0.0, 1e-7])
@@ -86,22 +65,37 @@ def test_mmrazor_computes_the_same(tau, loss_weight, eps):
     student, teacher, labels = logits((64, 100))
     theirs = WSLD(tau, loss_weight, 100)(student, teacher, labels)
     ours = WSLDLoss(tau, loss_weight, eps)(student, teacher, labels)
-    grads = [torch.autograd.grad(x, student)[0] for x in (theirs, ours)]
     # The 1e-7 is far below these cross-entropies; it decides for others.
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
-    torch.testing.assert_close(grads[1], grads[0], rtol=1e-4, atol=1e-8)
+    torch.testing.assert_close(gradient(ours, student),
+                               gradient(theirs, student),
+                               rtol=1e-4, atol=1e-8)
 
 
 def test_eps_decides_for_a_perfect_teacher():
     from mmrazor.models.losses import WSLD
-    student = torch.tensor([[16.0, 0.0]])
-    teacher = torch.tensor([[60.0, 0.0]])
-    label = torch.tensor([0])
-    theirs = WSLD(2, 1, 2)(student, teacher, label)
-    published = WSLDLoss(2, eps=1e-7)(student, teacher, label)
-    paper = WSLDLoss(2)(student, teacher, label)
-    assert published.item() == pytest.approx(theirs.item(), rel=0.05)
-    assert paper.item() > 1.05 * published.item()
+    data = (torch.tensor([[16.0, 0.0]]), torch.tensor([[60.0, 0.0]]),
+            torch.tensor([0]))
+    theirs = WSLD(2, 1, 2)(*data).item()
+    published = WSLDLoss(2, eps=1e-7)(*data).item()
+    assert published == pytest.approx(theirs, rel=0.05)
+    assert WSLDLoss(2)(*data).item() > 1.05 * published
+
+
+@pytest.mark.parametrize('tau,loss_weight', [(1, 1), (2, 2.5), (4, 2.25)])
+def test_uniform_is_mmrazors_distillation(tau, loss_weight):
+    from mmrazor.models.losses import KLDivergence
+    student, teacher, labels = logits((64, 100))
+    theirs = KLDivergence(tau, 'batchmean', loss_weight)(student, teacher)
+    ours = WSLDLoss(tau, loss_weight, weighting='uniform')(
+        student, teacher, labels)
+    torch.testing.assert_close(gradient(ours, student),
+                               gradient(theirs, student),
+                               rtol=1e-5, atol=1e-9)
+    # Ours holds the teacher's entropy, theirs is the divergence.
+    soft = (teacher / tau).softmax(1)
+    entropy = -(soft * soft.log()).sum(1).mean() * tau**2 * loss_weight
+    assert ours.item() == pytest.approx((theirs + entropy).item(), rel=1e-5)
 
 
 def test_a_configurable_distiller_takes_it_for_mmrazors_wsld():
@@ -132,17 +126,14 @@ def test_a_configurable_distiller_takes_it_for_mmrazors_wsld():
 
 @pytest.mark.parametrize('settings,error,match', [
     (dict(tau=0), ValueError, 'tau must be above 0, got 0'),
-    (dict(tau=-1.5), ValueError, 'tau'),
-    (dict(tau=float('nan')), ValueError, 'tau must be finite, got nan'),
-    (dict(tau=float('inf')), ValueError, 'tau'),
+    (dict(tau=float('inf')), ValueError, 'tau must be finite, got inf'),
     (dict(tau='2'), TypeError, 'tau must be a number, got str'),
-    (dict(tau=True), TypeError, 'tau'),
     (dict(loss_weight=None), TypeError, 'loss_weight'),
     (dict(loss_weight=float('nan')), ValueError, 'loss_weight'),
     (dict(eps=-1e-7), ValueError, 'eps must be at least 0'),
     (dict(reduction='batchmean'), ValueError, "'batchmean'"),
     (dict(ignore_index=1.5), TypeError, 'ignore_index'),
-    (dict(num_classes=0), ValueError, 'num_classes'),
+    (dict(num_classes=0), ValueError, 'num_classes must be at least 1'),
     (dict(num_classes='ten'), TypeError, 'num_classes'),
     (dict(weighting='kd'), ValueError, "'uniform'.*'drop_random'.*got 'kd'"),
     (dict(weighting=0.5), TypeError, 'weighting must be a string or a dict'),
@@ -154,8 +145,6 @@ def test_a_configurable_distiller_takes_it_for_mmrazors_wsld():
      r"weighting\['regularization'\] must be a number, got str"),
     (dict(weighting=dict(regularization=1, other=-1)), ValueError,
      r"weighting\['other'\] must be at least 0, got -1"),
-    (dict(weighting=dict(regularization=float('inf'), other=1)), ValueError,
-     'finite'),
     (dict(weighting='uniform', eps=1e-7), ValueError, 'eps belongs to'),
 ])
 def test_bad_settings_are_refused(settings, error, match):
@@ -163,56 +152,20 @@ def test_bad_settings_are_refused(settings, error, match):
         WSLDLoss(**settings)
 
 
-SCHEMES = ['uniform', 'drop_regularization', 'only_regularization',
-           'drop_random', dict(regularization=0.5, other=1.0)]
-
-
-@pytest.mark.parametrize('weighting', SCHEMES, ids=str)
+@pytest.mark.parametrize('weighting', [
+    'uniform', 'drop_regularization', 'only_regularization', 'drop_random',
+    dict(regularization=0.5, other=1.0)
+], ids=str)
 def test_a_config_chooses_the_weighting(weighting):
-    student, teacher, labels = logits((64, 10))
+    data = logits((64, 10))
     cfg = Config(dict(loss=dict(type='WSLDLoss', tau=2, loss_weight=2.5,
                                 weighting=weighting)))
     loss = MODELS.build(cfg.loss)
     got = []
-    for build in (lambda: loss(student, teacher, labels),
-                  lambda: pickle.loads(pickle.dumps(loss))(
-                      student, teacher, labels),
-                  lambda: wsld_loss(student, teacher, labels, 2.0, 2.5,
-                                    weighting=weighting)):
+    for call in (loss, pickle.loads(pickle.dumps(loss)),
+                 lambda *data: wsld_loss(*data, 2.0, 2.5,
+                                         weighting=weighting)):
         torch.manual_seed(3)
-        got.append(build())
-    assert got[0] == got[1] == got[2] != WSLDLoss(2, 2.5)(
-        student, teacher, labels)
+        got.append(call(*data))
+    assert got[0] == got[1] == got[2] != WSLDLoss(2, 2.5)(*data)
     assert f'weighting={weighting!r}' in repr(loss)
-
-
-@pytest.mark.parametrize('tau,loss_weight', [(1, 1), (2, 2.5), (4, 2.25)])
-def test_uniform_is_mmrazors_distillation(tau, loss_weight):
-    from mmrazor.models.losses import KLDivergence
-    student, teacher, labels = logits((64, 100))
-    theirs = KLDivergence(tau, 'batchmean', loss_weight)(student, teacher)
-    ours = WSLDLoss(tau, loss_weight, weighting='uniform')(
-        student, teacher, labels)
-    grads = [torch.autograd.grad(x, student)[0] for x in (theirs, ours)]
-    torch.testing.assert_close(grads[1], grads[0], rtol=1e-5, atol=1e-9)
-    # Ours holds the teacher's entropy, theirs is the divergence.
-    soft = (teacher / tau).softmax(1)
-    entropy = -(soft * soft.log()).sum(1).mean() * tau**2 * loss_weight
-    assert ours.item() == pytest.approx((theirs + entropy).item(), rel=1e-5)
-
-
-def test_num_classes_is_checked_and_nothing_else():
-    student, teacher, labels = logits()
-    assert WSLDLoss(num_classes=10)(student, teacher, labels) == WSLDLoss()(
-        student, teacher, labels)
-    with pytest.raises(ValueError, match='num_classes is 1000'):
-        WSLDLoss(num_classes=1000)(student, teacher, labels)
-
-
-def test_numbers_of_numpy_are_numbers():
-    loss = WSLDLoss(np.float32(2), np.float64(2.5), np.float64(0),
-                    ignore_index=np.int64(-1), num_classes=np.int32(10))
-    assert repr(loss) == repr(WSLDLoss(2, 2.5, ignore_index=-1,
-                                       num_classes=10))
-    for text in ('tau=2.0, loss_weight=2.5', 'num_classes=10'):
-        assert text in repr(loss)

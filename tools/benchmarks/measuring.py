@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import csv
 import platform
+import re
 import statistics
 import subprocess
 import time
@@ -13,9 +14,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-RESULTS = Path(__file__).parent / 'results'
-# What every row of a result file ends with.
-CONDITIONS = ('device', 'threads', 'torch', 'python', 'commit', 'date')
 Step = Callable[[], Any]
 
 
@@ -37,18 +35,9 @@ def interleave(steps: Mapping[str, Step],
                repeats: int,
                device: torch.device,
                warm_up: int = 1) -> dict[str, Times]:
-    """Run all steps in turn, round after round.
+    """Run all steps in turn, round after round; at least two that count.
 
     What else the machine does then hits all of them alike.
-
-    Args:
-        steps: What to time, by name.
-        repeats: Rounds that count, at least 2.
-        device: Where the steps run.
-        warm_up: Rounds before those.
-
-    Returns:
-        Times by name.
     """
     runs: dict[str, list[float]] = {name: [] for name in steps}
     for i in range(warm_up + repeats):
@@ -89,13 +78,11 @@ def conditions(device: torch.device) -> dict[str, Any]:
     """The columns that say what a figure was measured on."""
     commit = subprocess.run(
         ['git', 'describe', '--always', '--dirty', '--exclude=*'],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True)
-    values = (device_name(device), torch.get_num_threads(), torch.__version__,
-              platform.python_version(), commit.stdout.strip() or 'unknown',
-              date.today().isoformat())
-    return dict(zip(CONDITIONS, values))
+        cwd=Path(__file__).parent, capture_output=True, text=True)
+    return dict(
+        device=device_name(device), threads=torch.get_num_threads(),
+        torch=torch.__version__, python=platform.python_version(),
+        commit=commit.stdout.strip() or 'unknown', date=str(date.today()))
 
 
 def device_name(device: torch.device) -> str:
@@ -104,32 +91,17 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name()
     cpuinfo = Path('/proc/cpuinfo')
     text = cpuinfo.read_text() if cpuinfo.exists() else ''
-    names = [
-        line.split(':')[1].strip() for line in text.splitlines()
-        if line.startswith('model name')
-    ]
-    unit = next((u for u in ('amx_bf16', 'avx512_bf16', 'avx512f', 'avx2')
-                 if u in text), platform.machine())
-    return f'{names[0] if names else "CPU"} {unit}'
+    name = re.search(r'^model name\s*: (.*)', text, re.MULTILINE)
+    unit = re.search('amx_bf16|avx512_bf16|avx512f|avx2', text)
+    return ' '.join(found[found.re.groups] if found else platform.machine()
+                    for found in (name, unit))
 
 
 def append_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Add rows to a CSV file, which gets a header if it is new.
-
-    Raises:
-        ValueError: If the file has other columns.
-    """
-    fields = list(rows[0])
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Add rows to a CSV file, which gets a header if it is new."""
     new = not path.exists()
-    if not new:
-        with path.open(newline='') as file:
-            there = next(csv.reader(file), [])
-        if there != fields:
-            raise ValueError(
-                f'{path} has the columns {there}, expected {fields}')
     with path.open('a', newline='') as file:
-        writer = csv.DictWriter(file, fields, lineterminator='\n')
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator='\n')
         if new:
             writer.writeheader()
         writer.writerows(rows)

@@ -6,7 +6,7 @@ from typing import Callable, NamedTuple, Optional
 import torch
 from torch import Tensor
 
-from .inputs import has_class_indices
+from .inputs import check_inputs, has_class_indices
 
 # float32 probabilities of a thousand classes add up to 1 this closely.
 _SUM_TOLERANCE = 1e-4
@@ -97,50 +97,9 @@ def bias_variance(logp: Tensor,
     if not logp.shape[0]:
         raise ValueError('logp must hold at least one run, got shape '
                          f'{tuple(logp.shape)}')
-    return bias_variance_from_mean(
-        logp.double().log_softmax(-1).mean(0), gt_labels, reference=reference)
-
-
-@torch.no_grad()
-def bias_variance_from_mean(
-        mean_logp: Tensor,
-        gt_labels: Tensor,
-        *,
-        reference: Optional[Tensor] = None) -> BiasVariance:
-    """Same parts from the runs' mean log-prediction, all they depend on.
-
-    For runs too large to hold together: add up their normalised
-    log-probabilities in float64 and divide by their number. Leaving run i
-    out is ``(total - logp_i) / (runs - 1)``.
-
-    Args:
-        mean_logp: Mean over runs of normalised log-probabilities, ``(N, C)``,
-            not normalised again: what it lacks of 1 is the variance.
-        gt_labels: As for :func:`bias_variance`.
-        reference: As for :func:`bias_variance`.
-
-    Returns:
-        As :func:`bias_variance`.
-
-    Raises:
-        TypeError: If an argument is no tensor or has an unusable dtype.
-        ValueError: If shapes, labels or values are wrong.
-
-    Example:
-        >>> import torch
-        >>> mean_logp = torch.tensor([[0.4, 0.4]]).log()  # of 0.8/0.2, 0.2/0.8
-        >>> parts = bias_variance_from_mean(mean_logp, torch.tensor([0]))
-        >>> round(parts.variance.item(), 4)
-        0.2231
-    """
-    _check_predictions('mean_logp', mean_logp, 2, '(N, C)')
-    mean_logp = mean_logp.double()
+    mean_logp = logp.double().log_softmax(-1).mean(0)
     y = _distributions(gt_labels, mean_logp)
     log_sum = mean_logp.logsumexp(1)
-    if (log_sum > _SUM_TOLERANCE).any():
-        raise ValueError('mean_logp must be a mean of normalised '
-                         'log-probabilities, got probabilities that add up '
-                         'to more than 1')
     noise = torch.special.entr(y).sum(1)
     # KL(y, q) of a normalised q is the cross-entropy less the entropy.
     cross = (y * (log_sum.unsqueeze(1) - mean_logp)).sum(1)
@@ -155,12 +114,8 @@ def bias_variance_from_mean(
     # The mean's KL divergence to the runs: the geometric mean's lack of 1.
     # Rounding may leave it a hair below 0.
     variance = (-log_sum).clamp(min=0)
-    return BiasVariance(
-        error=-(y * mean_logp).sum(1),
-        noise=noise,
-        bias=(direct - noise).clamp(min=0),
-        variance=variance,
-        distillation=cross - direct)
+    error, bias = -(y * mean_logp).sum(1), (direct - noise).clamp(min=0)
+    return BiasVariance(error, noise, bias, variance, cross - direct)
 
 
 def jackknife(statistic: Callable[[list[int]], Tensor],
@@ -213,11 +168,9 @@ def jackknife(statistic: Callable[[list[int]], Tensor],
 
 def _check_predictions(name: str, logp: Tensor, dims: int,
                        shape: str) -> None:
-    if not isinstance(logp, Tensor):
-        raise TypeError(f'{name} must be a tensor, got {type(logp).__name__}')
-    if not logp.is_floating_point():
-        raise TypeError(f'{name} must hold floating point log-probabilities, '
-                        f'got {logp.dtype}')
+    if not isinstance(logp, Tensor) or not logp.is_floating_point():
+        got = getattr(logp, 'dtype', type(logp).__name__)
+        raise TypeError(f'{name} must be a float tensor, got {got}')
     if logp.dim() != dims or not logp.shape[-1]:
         raise ValueError(f'{name} must have shape {shape}, got '
                          f'{tuple(logp.shape)}')
@@ -228,31 +181,15 @@ def _check_predictions(name: str, logp: Tensor, dims: int,
 
 def _distributions(gt_labels: Tensor, logp: Tensor) -> Tensor:
     """Labels as float64 distributions ``(N, C)``."""
-    n, classes = logp.shape
-    if not isinstance(gt_labels, Tensor):
-        raise TypeError('gt_labels must be a tensor, got '
-                        f'{type(gt_labels).__name__}')
-    if gt_labels.dtype == torch.bool or gt_labels.is_complex():
-        raise TypeError('gt_labels must be class indices of an integer dtype '
-                        'or class probabilities of a floating dtype, got '
-                        f'{gt_labels.dtype}')
-    indices = has_class_indices(gt_labels)
-    if gt_labels.shape != ((n, ) if indices else (n, classes)):
-        raise ValueError(
-            f'gt_labels must be class indices (integers) of shape {(n, )} or '
-            f'class probabilities (floating point) of shape {(n, classes)}, '
-            f'got {gt_labels.dtype} of shape {tuple(gt_labels.shape)}')
-    gt_labels = gt_labels.to(logp.device)
-    if indices:
-        wrong = (gt_labels < 0) | (gt_labels >= classes)
-        if wrong.any():
-            raise ValueError(f'gt_labels must be in [0, {classes}), got '
-                             f'{gt_labels[wrong][0].item()}')
+    if isinstance(gt_labels, Tensor):
+        gt_labels = gt_labels.to(logp.device)
+    check_inputs(logp, logp, gt_labels, None)
+    if has_class_indices(gt_labels):
         index = gt_labels.long().unsqueeze(1)
         return torch.zeros_like(logp).scatter(1, index, 1.0)
     y = gt_labels.double()
     total = y.sum(1, keepdim=True)
-    if (y < 0).any() or ((total - 1).abs() > _SUM_TOLERANCE).any():
-        raise ValueError('gt_labels must hold class probabilities that are '
-                         'not negative and add up to 1')
+    if ((total - 1).abs() > _SUM_TOLERANCE).any():
+        raise ValueError('gt_labels must hold class probabilities that add '
+                         'up to 1')
     return y / total

@@ -1,11 +1,13 @@
 """Which samples a soft label regularizes rather than teaches."""
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .cross_entropy import log_odds_against_
+from .blocks import by_block
 from .inputs import (
     check_inputs,
     check_number,
@@ -13,79 +15,31 @@ from .inputs import (
     split_labels,
     widen,
 )
+from .weight import log_odds_against_
 
 
-def label_gradients(student: Tensor,
-                    teacher: Tensor,
-                    gt_labels: Tensor,
-                    *,
-                    tau: float,
-                    ignore_index: int = -100) -> tuple[Tensor, Tensor]:
-    r"""Derivatives of bias and variance by each sample's label logit.
-
-    With :math:`L_{ce}` at temperature 1, the soft-label loss
-    :math:`L_{kd} = -\tau^2 \sum_k p^t_k \log p^s_k` at temperature
-    :math:`\tau` and the label's logit :math:`s_y` of the student,
-
-    .. math::
-        a = \partial L_{ce} / \partial s_y = p(s)_y - 1, \quad
-        b = \partial (L_{kd} - L_{ce}) / \partial s_y
-          = \tau (p(s/\tau)_y - p(t/\tau)_y) - a.
-
-    The paper takes the first loss to lower the bias and the difference
-    the variance. For class probabilities y both are the derivatives along
-    the label, :math:`\sum_k y_k \, \partial L / \partial s_k`, which is the
-    same for one-hot labels.
-
-    Args:
-        student: Logits ``(N, C)`` or ``(N, C, *)``, any floating dtype.
-        teacher: Logits of the same shape.
-        gt_labels: Class indices ``(N, *)`` of an integer dtype, or class
-            probabilities shaped like the logits.
-        tau: Temperature of the soft-label loss, above 0.
-        ignore_index: Class index of positions that do not count.
-
-    Returns:
-        ``a`` and ``b``, each ``(N, *)`` in float32 (float64 for float64
-        logits), without gradient; 0 at positions that do not count.
-
-    Raises:
-        TypeError: If an argument is no tensor or has an unusable dtype.
-        ValueError: If shapes, class counts, labels or ``tau`` are wrong.
-
-    Numerics:
-        ``p - 1`` and the difference of two probabilities are taken from
-        log-odds, so they keep their digits for confident networks. In
-        float32 both underflow to 0 beyond a margin of about 87 nats.
-
-    Source:
-        arXiv 2102.00650, its test for regularization samples.
-
-    Example:
-        >>> import torch
-        >>> student, teacher = torch.zeros(1, 2), torch.zeros(1, 2)
-        >>> label_gradients(student, teacher, torch.tensor([1]), tau=2.0)
-        (tensor([-0.5000]), tensor([0.5000]))
-    """
-    tau = check_number('tau', tau, above=0)
-    check_inputs(student, teacher, gt_labels, ignore_index)
-    labels, ignored = split_labels(gt_labels, ignore_index)
-    a, g = _gradients(student, teacher, labels, tau)
-    b = g - a
-    if ignored is None:
-        return a, b
-    return a.masked_fill(ignored, 0.0), b.masked_fill(ignored, 0.0)
-
-
+@torch.no_grad()
 def regularization_samples(student: Tensor,
                            teacher: Tensor,
                            gt_labels: Tensor,
                            *,
                            tau: float,
                            ignore_index: int = -100) -> Tensor:
-    """Whether the variance part of distillation dominates each sample.
+    r"""Whether the variance part of distillation dominates each sample.
 
-    That is ``|b| > |a|`` of :func:`label_gradients`.
+    With the cross-entropy at temperature 1, the soft-label loss at
+    :math:`\tau` and the student's logit :math:`s_y` of the label,
+
+    .. math::
+        a = \partial L_{ce} / \partial s_y = p(s)_y - 1, \quad
+        g = \partial L_{kd} / \partial s_y
+          = \tau (p(s/\tau)_y - p(t/\tau)_y)
+
+    and the test is :math:`|g - a| > |a|`: the paper takes the cross-entropy
+    to lower the bias, and what the soft-label loss adds to it to lower the
+    variance. For class probabilities y both are the derivatives along the
+    label, :math:`\sum_k y_k \, \partial L / \partial s_k`, which is the same
+    for one-hot labels.
 
     Args:
         student: Logits ``(N, C)`` or ``(N, C, *)``, any floating dtype.
@@ -117,33 +71,33 @@ def regularization_samples(student: Tensor,
     tau = check_number('tau', tau, above=0)
     check_inputs(student, teacher, gt_labels, ignore_index)
     labels, ignored = split_labels(gt_labels, ignore_index)
-    kind = larger_variance(student, teacher, labels, tau)
+    kind = by_block(partial(larger_variance, tau=tau), student, teacher,
+                    labels)
     return kind if ignored is None else kind & ~ignored
 
 
 def larger_variance(student: Tensor, teacher: Tensor, labels: Tensor,
                     tau: float) -> Tensor:
     """:func:`regularization_samples` of checked arguments."""
-    a, g = _gradients(student, teacher, labels, tau)
-    # With b = g - a written out, a g far below a does not round away.
+    a, g = _label_gradients(student, teacher, labels, tau)
+    # With g - a written out, a g far below a does not round away.
     twice = 2 * a
     return (g > twice.clamp(min=0)) | (g < twice.clamp(max=0))
 
 
-@torch.no_grad()
-def _gradients(student: Tensor, teacher: Tensor, labels: Tensor,
-               tau: float) -> tuple[Tensor, Tensor]:
-    """``a`` and ``dL_kd/ds_y``."""
+def _label_gradients(student: Tensor, teacher: Tensor, gt_labels: Tensor,
+                     tau: float) -> tuple[Tensor, Tensor]:
+    """``a`` and ``g``, from log-odds: both keep their digits when tiny."""
     s, t = widen(student), widen(teacher)
-    if not has_class_indices(labels):
-        y = labels.to(s.dtype)
+    if not has_class_indices(gt_labels):
+        y = gt_labels.to(s.dtype)
         mass = y.sum(1, keepdim=True)
         wrong = _odds_against(s).sigmoid()
         # p * mass - y, which is -wrong where a one-hot label is 1.
         a = (y * (mass - y - mass * wrong)).sum(1)
         gap = _probability_gap(_odds_against(s / tau), _odds_against(t / tau))
         return a, (y * gap).sum(1) * tau
-    index = labels.unsqueeze(1)
+    index = gt_labels.long().unsqueeze(1)
     a = -log_odds_against_(s.clone(), index).sigmoid()
     gap = _probability_gap(
         log_odds_against_(s / tau, index), log_odds_against_(t / tau, index))

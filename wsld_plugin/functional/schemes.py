@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .blocks import by_block
-from .inputs import check_inputs, check_number, split_labels, widen
+from .inputs import check_number, widen
 from .regularization import larger_variance
 from .weight import wsld_weight
 
@@ -27,20 +27,20 @@ def sample_weight(student: Tensor,
                   *,
                   tau: float,
                   eps: float = 0.0,
-                  ignore_index: int = -100) -> Tensor:
+                  ignored: Optional[Tensor] = None) -> Tensor:
     """Weight of each sample's soft-label loss under a weighting scheme.
 
     Args:
         student: Logits ``(N, C)`` or ``(N, C, *)``, any floating dtype.
         teacher: Logits of the same shape.
-        gt_labels: Class indices ``(N, *)`` of an integer dtype, or class
+        gt_labels: Class indices ``(N, *)`` in ``[0, C)``, or class
             probabilities shaped like the logits.
         weighting: One of
 
             - ``'wsld'``: :func:`wsld_weight`, in [0, 1].
             - ``'uniform'``: 1 for all, plain distillation.
             - ``'drop_regularization'``: 0 for regularization samples
-              (:func:`regularization_samples`, by magnitude), 1 for others.
+              (:func:`regularization_samples`), 1 for others.
             - ``'only_regularization'``: 1 for them, 0 for others.
             - ``'drop_random'``: 0 for as many samples as the batch has
               regularization samples, drawn evenly from all by torch's
@@ -49,60 +49,34 @@ def sample_weight(student: Tensor,
               negative, for the two kinds.
         tau: Temperature that tells regularization samples, above 0.
         eps: Added to the teacher's cross-entropy, in nats; for ``'wsld'``.
-        ignore_index: Class index of positions that do not count.
+        ignored: Booleans ``(N, *)``, True where a position does not count.
 
     Returns:
         ``(N, *)`` in float32 (float64 for float64 logits), without gradient;
-        0 at positions that do not count.
-
-    Raises:
-        TypeError: If an argument has an unusable type or dtype.
-        ValueError: If shapes, labels, ``tau`` or ``weighting`` are wrong, or
-            ``eps`` is given with another scheme than ``'wsld'``.
-
-    Source:
-        arXiv 2102.00650: the ablations on regularization samples.
+        any number at positions that do not count. The schemes are those of
+        arXiv 2102.00650's ablations.
     """
-    check_weighting(weighting, eps)
-    tau = check_number('tau', tau, above=0)
-    check_inputs(student, teacher, gt_labels, ignore_index)
-    labels, ignored = split_labels(gt_labels, ignore_index)
-    weight = row_weights(student, teacher, labels, ignored, weighting, tau,
-                         eps)
-    return weight if ignored is None else weight.masked_fill(ignored, 0.0)
-
-
-@torch.no_grad()
-def row_weights(student: Tensor, teacher: Tensor, labels: Tensor,
-                ignored: Optional[Tensor], weighting: Weighting, tau: float,
-                eps: float) -> Tensor:
-    """The weights from checked arguments; any number where ignored."""
     if weighting == 'wsld':
         return by_block(partial(wsld_weight, eps=eps), student, teacher,
-                        labels)
+                        gt_labels)
     weight = torch.ones_like(widen(student[:, 0]))
     if weighting == 'uniform':
         return weight
     kind = by_block(partial(larger_variance, tau=tau), student, teacher,
-                    labels)
-    if ignored is not None:
-        kind = kind & ~ignored
+                    gt_labels)
     if weighting == 'drop_random':
         kind = _as_many_at_random(kind, ignored)
-    of_kind, of_others = _weights_of_kinds(weighting)
+    if not isinstance(weighting, str):
+        of_kind, of_others = (weighting[name] for name in KINDS)
+    elif weighting == 'only_regularization':
+        of_kind, of_others = 1.0, 0.0
+    else:
+        of_kind, of_others = 0.0, 1.0
     return weight.mul(of_others).masked_fill(kind, of_kind)
 
 
 def check_weighting(weighting: Weighting, eps: float = 0.0) -> None:
-    """Refuse a weighting that :func:`sample_weight` does not know.
-
-    Raises:
-        TypeError: If it is neither a name nor a mapping, or maps to what is
-            no number.
-        ValueError: If the name or a key is unknown, a key is missing, a
-            weight is negative or not finite, or ``eps`` is not 0 where the
-            scheme has no use for it.
-    """
+    """Refuse a weighting that :func:`sample_weight` does not know."""
     if isinstance(weighting, str):
         if weighting not in SCHEMES:
             raise ValueError(f'weighting must be one of {SCHEMES} or a dict '
@@ -121,18 +95,12 @@ def check_weighting(weighting: Weighting, eps: float = 0.0) -> None:
                          f'{eps} with weighting={weighting!r}')
 
 
-def _weights_of_kinds(weighting: Weighting) -> tuple[float, float]:
-    """Weights of the samples that are singled out and of the others."""
-    if not isinstance(weighting, str):
-        return float(weighting[KINDS[0]]), float(weighting[KINDS[1]])
-    return (1.0, 0.0) if weighting == 'only_regularization' else (0.0, 1.0)
-
-
 def _as_many_at_random(kind: Tensor, ignored: Optional[Tensor]) -> Tensor:
     """As many True as ``kind`` has, evenly drawn, none where ignored."""
     draw = torch.rand(kind.shape, device=kind.device)
     if ignored is not None:
         draw = draw.masked_fill(ignored, 2)
+        kind = kind & ~ignored
     ranks = draw.flatten().argsort().argsort()
     # The count stays a tensor: reading it would wait for the device.
     return (ranks < kind.sum()).view(kind.shape)

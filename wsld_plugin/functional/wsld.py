@@ -20,7 +20,7 @@ from .inputs import (
     split_labels,
     widen,
 )
-from .schemes import Weighting, check_weighting, row_weights
+from .schemes import Weighting, check_weighting, sample_weight
 
 REDUCTIONS = ('none', 'mean', 'sum')
 
@@ -84,27 +84,24 @@ def wsld_loss(student: Tensor,
         tensor(0.4382)
     """
     check_inputs(student, teacher, gt_labels, ignore_index, num_classes)
-    check_reduction(reduction)
-    check_weighting(weighting, eps)
-    tau = check_number('tau', tau, above=0)
+    check_settings(tau, eps, reduction, weighting)
     labels, ignored = split_labels(gt_labels, ignore_index)
     teacher = teacher.detach()
-    weight = row_weights(student.detach(), teacher, labels, ignored,
-                         weighting, tau, eps)
+    weight = sample_weight(student.detach(), teacher, labels, weighting,
+                           tau=tau, eps=eps, ignored=ignored)
     weighted = _weighted_rows if is_transformed(student) else _Weighted.apply
     rows = weighted(student, teacher, weight, ignored, tau)
     return loss_weight * _reduce(rows, ignored, reduction)
 
 
-def check_reduction(reduction: str) -> None:
-    """Refuse a reduction that torch does not know.
-
-    Raises:
-        ValueError: If it is none of ``'none'``, ``'mean'`` and ``'sum'``.
-    """
+def check_settings(tau: float, eps: float, reduction: str,
+                   weighting: Weighting) -> None:
+    """Refuse what :func:`wsld_loss` cannot compute with."""
+    check_number('tau', tau, above=0)
     if reduction not in REDUCTIONS:
         raise ValueError(f'reduction must be one of {REDUCTIONS}, got '
                          f'{reduction!r}')
+    check_weighting(weighting, eps)
 
 
 def _weighted_rows(student: Tensor, teacher: Tensor, weight: Tensor,
@@ -118,8 +115,7 @@ def _weighted_rows(student: Tensor, teacher: Tensor, weight: Tensor,
     return rows if ignored is None else rows.masked_fill(ignored, 0.0)
 
 
-def _soft_label_loss(student: Tensor, teacher: Tensor,
-                     tau: float) -> Tensor:
+def _soft_label_loss(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
     soft_labels = (widen(teacher) * (1 / tau)).softmax(1)
     scaled = widen(student) * (1 / tau)
     # 0 times the -inf of a masked class would be no number.
@@ -131,18 +127,17 @@ def _gradient(student: Tensor, teacher: Tensor, factor: Tensor,
               ignored: Optional[Tensor], tau: float) -> Tensor:
     """``factor * (softmax(s/tau) - softmax(t/tau))`` for each row."""
     grad = (widen(student) * (1 / tau)).softmax(1)
-    grad.sub_((widen(teacher) * (1 / tau)).softmax(1))
-    grad.mul_(factor.unsqueeze(1))
+    grad = grad - (widen(teacher) * (1 / tau)).softmax(1)
+    grad = grad * factor.unsqueeze(1)
     if ignored is not None:
-        grad.masked_fill_(ignored.unsqueeze(1), 0.0)
+        grad = grad.masked_fill(ignored.unsqueeze(1), 0.0)
     return grad.to(student.dtype)
 
 
 class _Weighted(torch.autograd.Function):
-    """:func:`_weighted_rows` that keeps the logits and nothing of their size.
+    """:func:`_weighted_rows` that keeps nothing of the logits' size but them.
 
-    Autograd would keep both softmaxes. Here they are computed again in the
-    backward pass, block by block.
+    The backward pass computes both softmaxes again, block by block.
     """
 
     @staticmethod
@@ -164,14 +159,9 @@ class _Weighted(torch.autograd.Function):
             ctx: Any, grad_rows: Tensor) -> tuple[Optional[Tensor], ...]:
         student, teacher, weight, ignored = ctx.saved_tensors
         teacher = ctx.inferred if teacher is None else teacher
-        if torch.is_grad_enabled() and not is_traced():
-            rows = _weighted_rows(student, teacher, weight, ignored, ctx.tau)
-            grad, = torch.autograd.grad(rows, student, grad_rows,
-                                        create_graph=True)
-        else:
-            grad = by_block(
-                partial(_gradient, tau=ctx.tau), student, teacher,
-                weight * grad_rows * ctx.tau, ignored)
+        grad = by_block(
+            partial(_gradient, tau=ctx.tau), student, teacher,
+            weight * grad_rows * ctx.tau, ignored)
         return grad, None, None, None, None
 
 

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from wsld_plugin.functional import (
     Weighting,
     check_number,
-    check_reduction,
-    check_weighting,
+    check_settings,
     wsld_loss,
 )
 
@@ -69,17 +68,16 @@ class WSLDLoss(nn.Module):
                  num_classes: Optional[int] = None,
                  weighting: Weighting = 'wsld') -> None:
         super().__init__()
-        self.tau = check_number('tau', tau, above=0)
+        check_settings(tau, eps, reduction, weighting)
+        self.tau = float(tau)
         self.loss_weight = check_number('loss_weight', loss_weight)
-        self.eps = check_number('eps', eps, least=0)
-        check_reduction(reduction)
+        self.eps = float(eps)
         self.reduction = reduction
         self.ignore_index = _integer('ignore_index', ignore_index)
-        self.num_classes = num_classes
         if num_classes is not None:
-            self.num_classes = _integer('num_classes', num_classes)
-            check_number('num_classes', self.num_classes, above=0)
-        check_weighting(weighting, self.eps)
+            num_classes = _integer('num_classes', num_classes)
+            check_number('num_classes', num_classes, least=1)
+        self.num_classes = num_classes
         # A plain dict, because a config's own kind cannot be compiled.
         self.weighting = (weighting if isinstance(weighting, str) else
                           dict(weighting))
