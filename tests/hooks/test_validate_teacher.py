@@ -60,7 +60,7 @@ def test_training_goes_on_as_without_it(
                   ['FrozenTeacherHook']):
         cfg = tiny_config.copy()
         for name in ('frozen_teacher', 'validate_teacher'):
-            del cfg.default_hooks[name]
+            cfg.default_hooks.pop(name, None)
         cfg.custom_hooks = [dict(type=hook) for hook in hooks]
         cfg.experiment_name += str(len(hooks))
         ends.append(trained(cfg).model.state_dict())

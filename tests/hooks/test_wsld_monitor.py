@@ -147,7 +147,7 @@ def test_training_is_the_same_to_the_bit(tiny_config: Config,
     ends = []
     for hooks in ([MONITOR], []):
         cfg = tiny_config.copy()
-        del cfg.default_hooks['wsld_monitor']
+        cfg.default_hooks.pop('wsld_monitor', None)
         cfg.custom_hooks = hooks
         cfg.experiment_name += str(len(hooks))
         runner = trained(cfg)
