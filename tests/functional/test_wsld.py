@@ -250,3 +250,38 @@ def test_any_integer_dtype_indexes(dtype):
     labels = GOOD['gt_labels'].to(dtype)
     assert wsld_loss(GOOD['student'], GOOD['teacher'], labels) == wsld_loss(
         **GOOD)
+
+
+@pytest.mark.parametrize('dtype,label', [
+    (torch.uint8, 156), (torch.uint8, 255), (torch.int8, 100),
+    (torch.int16, 299), (torch.int32, 0)])
+@pytest.mark.parametrize('ignore_index', [-100, -1])
+def test_narrow_labels_do_not_wrap_around(dtype, label, ignore_index):
+    student, teacher = (torch.randn(3, 300).double() for _ in range(2))
+    wide = torch.tensor([label, 7, label])
+    rows, expected = (
+        wsld_loss(student, teacher, labels, 2.0, reduction='none',
+                  ignore_index=ignore_index)
+        for labels in (wide.to(dtype), wide))
+    assert torch.equal(rows, expected) and (rows > 0).all()
+
+
+def test_a_label_masked_in_both_networks_is_finite():
+    student, teacher = (torch.randn(2, 4) for _ in range(2))
+    student[0, 1] = teacher[0, 1] = -float('inf')
+    student.requires_grad_()
+    index = torch.tensor([1, 2])
+    one_hot = torch.nn.functional.one_hot(index, 4).float()
+    one_hot[1] = 0  # What a mixup without shares leaves.
+    for labels in (index, one_hot):
+        loss = wsld_loss(student, teacher, labels, 2.0)
+        grad, = torch.autograd.grad(loss, student)
+        assert loss.isfinite() and grad.isfinite().all()
+
+
+def test_half_soft_labels_under_autocast():
+    student, teacher = (torch.randn(4, 5) for _ in range(2))
+    labels = torch.rand(4, 5).softmax(1).half()
+    with torch.autocast('cpu', torch.bfloat16):
+        got = wsld_loss(student, teacher, labels)
+    torch.testing.assert_close(got, wsld_loss(student, teacher, labels))

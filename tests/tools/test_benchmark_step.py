@@ -17,7 +17,7 @@ def test_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     step = importlib.import_module('step')
     monkeypatch.setitem(step.PAIRS, 'cifar', (32, 4, 10))
-    out = tmp_path / 'results' / 'step.csv'
+    out = tmp_path / 'step.csv'
     monkeypatch.setattr(sys, 'argv', [
         'step.py', '--pair', 'cifar', '--repeats', '2', '--device', 'cpu',
         '--csv', str(out), '--variants', *VARIANTS

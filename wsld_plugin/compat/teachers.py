@@ -58,26 +58,30 @@ def _load_of(source: str) -> Callable[[nn.Module, str], None]:
 
 
 def _watch_loading(teacher: nn.Module) -> Callable[[], None]:
-    """Note whether any weight is loaded until the result is called."""
-    loaded = False
+    """Note which weights are loaded until the result is called."""
+    random = dict.fromkeys(name for name, _ in teacher.named_parameters())
 
-    def note(names: list[str], weights: dict[str, Any], prefix: str,
-             *_: Any) -> None:
-        nonlocal loaded
-        loaded |= any(prefix + name in weights for name in names)
+    def note(where: str, names: list[str], weights: dict[str, Any],
+             prefix: str, *_: Any) -> None:
+        for name in names:
+            if prefix + name in weights:
+                random.pop(f'{where}{name}', None)
 
     handles = [
         part._register_load_state_dict_pre_hook(
-            partial(note, list(part._parameters)))
-        for part in teacher.modules() if part._parameters
+            partial(note, f'{path}.' if path else '', list(part._parameters)))
+        for path, part in teacher.named_modules() if part._parameters
     ]
 
-    def warn_if_none() -> None:
+    def warn_of_random() -> None:
         for handle in handles:
             handle.remove()
-        if handles and not loaded:
-            print_log('The teacher has random weights: neither '
-                      'model.teacher_ckpt nor anything else was loaded.',
-                      'current', logging.WARNING)
+        if random:
+            some = ', '.join([*random][:3])
+            print_log(
+                f'The teacher has random weights: {len(random)} of its '
+                f'parameters ({some}{", ..." if len(random) > 3 else ""}) '
+                'were in nothing that was loaded.', 'current',
+                logging.WARNING)
 
-    return warn_if_none
+    return warn_of_random

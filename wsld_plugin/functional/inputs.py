@@ -46,10 +46,12 @@ def split_labels(gt_labels: Tensor,
     """
     if not has_class_indices(gt_labels):
         return gt_labels, None
+    # First, or the index would wrap around: -100 is 156 as uint8.
+    gt_labels = gt_labels.long()
     ignored = gt_labels == ignore_index
     if _is_readable(gt_labels) and not ignored.any():
-        return gt_labels.long(), None
-    return gt_labels.long().masked_fill(ignored, 0), ignored
+        return gt_labels, None
+    return gt_labels.masked_fill(ignored, 0), ignored
 
 
 def check_number(name: str,
@@ -125,6 +127,7 @@ def _check_labels(gt_labels: Tensor, classes: int,
             raise ValueError('gt_labels holds a negative class probability, '
                              f'{gt_labels.min().item()}')
         return
+    gt_labels = gt_labels.long()
     if not (readable or _is_compiling()) or (
             readable and gt_labels.min() >= 0 and gt_labels.max() < classes):
         return

@@ -50,13 +50,18 @@ def wsld_weight(student: Tensor,
         tensor([0.6321])
     """
     eps = check_number('eps', eps, least=0)
+    if not has_class_indices(gt_labels):
+        gt_labels = widen(gt_labels)
     # Both in one go, because small batches pay for the calls.
     log_student, log_teacher = _log_cross_entropy_(
         torch.cat((widen(student), widen(teacher))),
         torch.cat((gt_labels, gt_labels))).chunk(2)
     if eps:
         log_teacher = (log_teacher.exp() + eps).log()
-    return -torch.expm1(-(log_student - log_teacher).exp())
+    log_ratio = log_student - log_teacher
+    # Equal ones may be infinite, of a label that both have masked.
+    log_ratio = log_ratio.masked_fill(log_student == log_teacher, 0.0)
+    return -torch.expm1(-log_ratio.exp())
 
 
 def log_cross_entropy(logits: Tensor, gt_labels: Tensor) -> Tensor:

@@ -134,9 +134,13 @@ class DistillCheckpointHook(CheckpointHook):
                 raise CheckpointMismatchError(
                     "the checkpoint lacks the teacher's weights: set "
                     'model.teacher_ckpt to the file that it was trained with')
-        if (training and not runner._resume and self._teacher_is_known
+        if (training and self._teacher_is_known
                 and not distiller.teacher_trainable
                 and keep_teacher(distiller.teacher, weights)):
+            if runner._resume:
+                raise CheckpointMismatchError(
+                    f'{runner._load_from} was made with another teacher than '
+                    'model.teacher_ckpt')
             runner.logger.info('%s has another teacher, which is left there.',
                                runner._load_from)
         # Whoever tests needs no teacher, but mmengine would miss it.

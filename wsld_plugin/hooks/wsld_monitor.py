@@ -225,8 +225,9 @@ def _block_sums(student: Tensor, teacher: Tensor, gt_labels: Tensor,
         top = gt_labels.argmax(1)
         valid = torch.ones_like(top, dtype=torch.bool)
     else:
+        gt_labels = gt_labels.long()
         valid = gt_labels != loss.ignore_index
-        top = gt_labels = gt_labels.long().masked_fill(~valid, 0)
+        top = gt_labels = gt_labels.masked_fill(~valid, 0)
     weight = wsld_weight(student, teacher, gt_labels, loss.eps)
     regularizing = regularization_samples(
         student, teacher, gt_labels, tau=loss.tau)
