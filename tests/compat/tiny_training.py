@@ -13,6 +13,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 import wsld_plugin
+from wsld_plugin.command_line import leave_group
 
 DIGITS = Path(__file__).parents[1] / 'tools' / 'tiny_distillation.py'
 
@@ -63,6 +64,9 @@ def main() -> None:
     sys.stdout.write(
         f'rank {runner.rank} of {runner.world_size}: iter {runner.iter}, '
         f'{type(runner.model).__name__}, weights {total:.10e}\n')
+    sys.stdout.flush()
+    # Or gloo's threads may abort the process as it ends.
+    leave_group()
 
 
 if __name__ == '__main__':
