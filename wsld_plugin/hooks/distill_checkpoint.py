@@ -137,9 +137,10 @@ class DistillCheckpointHook(CheckpointHook):
         if (training and self._teacher_is_known
                 and not distiller.teacher_trainable
                 and keep_teacher(distiller.teacher, weights)):
-            if runner._resume:
+            # A teacher without weights is a cache, which knows its own.
+            if runner._resume and [*distiller.teacher.parameters()]:
                 raise CheckpointMismatchError(
-                    f'{runner._load_from} was made with another teacher than '
+                    'the checkpoint was made with another teacher than '
                     'model.teacher_ckpt')
             runner.logger.info('%s has another teacher, which is left there.',
                                runner._load_from)
