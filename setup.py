@@ -88,6 +88,8 @@ setup(
         ],
         # Files of the student for programs without mmpretrain.
         'deploy': ['onnx', 'onnxruntime', 'onnxscript'],
+        # The one call: teachers of other packages; tau and alpha chosen.
+        'distil': ['timm', 'transformers', 'optuna'],
         # Plans of trainings: tools/experiments.
         'experiments': [
             'snakemake>=9; python_version >= "3.11"',
@@ -95,5 +97,7 @@ setup(
         ],
         'test': ['pytest', 'pytest-timeout', 'pytest-xdist', 'tensorboard'],
         'lint': ['ruff', 'mypy'],
+        # Pages of the API.
+        'docs': ['pdoc'],
     },
 )
