@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import threading
+from _codecs import encode
 from collections import Counter
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
@@ -20,9 +21,6 @@ from mmengine.utils import digit_version
 from .fix import put_on_record
 from .import_hook import after_import
 
-# Before, torch executes what it loads, and where it is asked not to it knows
-# too few types.
-_WEIGHTS_ONLY = digit_version(torch.__version__) >= digit_version('2.6.0')
 _TRUST = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
 # The statistics that mmengine registers, and pickles by reference.
 _STATISTICS = ('min', 'max', 'current', 'mean')
@@ -36,7 +34,7 @@ _LOADING = threading.RLock()
 
 def apply() -> None:
     """Let mmengine load what it writes, and nothing that runs code."""
-    if _WEIGHTS_ONLY:
+    if digit_version(torch.__version__) >= digit_version('2.6.0'):
         torch.serialization.add_safe_globals(
             [(found, name) for name, found in _written_by_mmengine().items()])
     after_import('mmengine.runner.checkpoint', _load_weights_only)
@@ -57,8 +55,11 @@ def _written_by_mmengine() -> dict[str, Any]:
             for name, function in functions.items()
         },
         **{
-            f'{kind.__module__}.{kind.__qualname__}': kind
-            for kind in (HistoryBuffer, Counter, np.ndarray, np.dtype, *kinds)
+            f'{kind.__module__}.{kind.__name__}': kind
+            for kind in (HistoryBuffer, np.ndarray, np.dtype, *kinds,
+                         # Which older versions of torch do not list.
+                         Counter, bytearray, complex, set, encode,
+                         torch.device)
         },
     }
 
@@ -82,18 +83,19 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         from torch import _weights_only_unpickler as torchs
         allowed = {**torchs._get_allowed_globals(), **_written_by_mmengine()}
-        try:
-            return allowed[f'{module}.{name}']
-        except KeyError:
+        # By the name that it had in Python 2, whose format torch writes.
+        found = f'{module}.{name}'.replace('__builtin__', 'builtins')
+        if found not in allowed:
             raise pickle.UnpicklingError(
-                f'GLOBAL {module}.{name} was not an allowed global') from None
+                f'GLOBAL {found} was not an allowed global')
+        return allowed[found]
 
 
-# As torch.load's pickle_module.
 _RESTRICTED = SimpleNamespace(
-    __name__='pickle',
-    Unpickler=_Unpickler,
-    load=lambda file, **options: _Unpickler(file, **options).load())
+    **{
+        **vars(pickle), 'Unpickler': _Unpickler,
+        'load': lambda file, **options: _Unpickler(file, **options).load()
+    })
 
 
 def _load_weights_only(module: ModuleType) -> None:
@@ -104,24 +106,19 @@ def _load_weights_only(module: ModuleType) -> None:
     @functools.wraps(original)
     def load_checkpoint(cls: type, filename: str, *args: Any,
                         **kwargs: Any) -> Any:
+        if os.environ.get(_TRUST) == '1':
+            return original(cls, filename, *args, **kwargs)
         try:
-            with _LOADING, patch.object(
-                    torch, 'load', functools.partial(_load, torch.load)):
+            # Not as torch.load's pickle_module, which torch 1.13 ignores and
+            # torch.hub does not take. From 2.6 on torch only asks for it
+            # where somebody, as torch.hub, asks for more than weights.
+            with _LOADING, patch.object(torch.serialization, 'pickle',
+                                        _RESTRICTED):
                 return original(cls, filename, *args, **kwargs)
         except pickle.UnpicklingError as error:
             raise pickle.UnpicklingError(_refusal(filename, error)) from error
 
     loader.load_checkpoint = classmethod(load_checkpoint)
-
-
-def _load(load: Callable[..., Any],
-          *args: Any,
-          weights_only: object = None,
-          **options: Any) -> Any:
-    """Load weights only, whatever torch.hub or onedl-mmengine asks for."""
-    if not _WEIGHTS_ONLY and os.environ.get(_TRUST) != '1':
-        options['pickle_module'] = _RESTRICTED
-    return load(*args, **options)
 
 
 def _refusal(filename: str, error: pickle.UnpicklingError) -> str:
