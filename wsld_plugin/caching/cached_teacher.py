@@ -84,7 +84,7 @@ class CachedTeacher(BaseModel):
         """Open the cache, or refuse it, before ``Runner.train`` starts."""
         self._open()
 
-    def expect_distiller(self, distiller: nn.Module) -> None:
+    def expect_distiller(self, distiller: Any) -> None:
         """Refuse a distiller whose teacher would give other answers.
 
         Raises:
@@ -96,7 +96,7 @@ class CachedTeacher(BaseModel):
         check_manifest(
             self.folder,
             dict(data_preprocessor=_normalization(manifest['preprocessor'])),
-            dict(data_preprocessor=_normalization(vars(now)['_buffers'])))
+            dict(data_preprocessor=_normalization(dict(now.named_buffers()))))
 
     @torch.no_grad()
     def forward(self,
@@ -172,7 +172,7 @@ class CachedTeacher(BaseModel):
                 f'{getattr(view, name)}')
 
 
-def expect_lasting_answers(distiller: nn.Module) -> None:
+def expect_lasting_answers(distiller: Any) -> None:
     """Refuse a distiller whose teacher's answers cannot be kept."""
     for refused, message in (
         (getattr(distiller, 'teacher_trainable', False),

@@ -25,20 +25,10 @@ _PARTS = {'student': 'architecture.', 'teacher': 'teacher.'}
 
 
 def load_teacher(teacher: nn.Module, path: str, source: str) -> None:
-    """Load a file into a teacher that it must fit exactly.
+    """As :func:`load_strictly`, and say what to do where a file does not fit.
 
-    Where the file cannot be reached the teacher refuses to run, and nothing
-    else happens: who tests a student needs no teacher.
-
-    Args:
-        teacher: Gets the weights.
-        path: Local path or URL; keys may start with ``module.`` and may be
-            torchvision's.
-        source: Field of the config that the path stands in.
-
-    Raises:
-        CheckpointMismatchError: If keys are missing or unexpected or shapes
-            differ. Says what to do.
+    Where it cannot be reached the teacher refuses to run, and nothing else
+    happens: who tests a student needs no teacher.
     """
     try:
         load_strictly(teacher, path, source)
@@ -179,13 +169,9 @@ class FrozenTeacher:
 
 
 def weights_sha256(path: str) -> str:
-    """Digest of a checkpoint's weights, whatever else it holds.
+    """SHA-256 of the weights in a file or at a URL, whatever else it holds.
 
-    Args:
-        path: Local path or URL.
-
-    Returns:
-        SHA-256 of their names, types, shapes and values, in hexadecimal.
+    In hexadecimal, of their names, types, shapes and values.
     """
     return _digest(unwrapped(read_checkpoint(path)['state_dict']))
 
