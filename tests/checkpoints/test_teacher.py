@@ -1,5 +1,4 @@
-"""A distiller's teacher: whose weights a checkpoint has, and which it needs.
-"""
+"""A distiller's teacher: whose weights a checkpoint has."""
 from __future__ import annotations
 
 from copy import deepcopy

@@ -131,7 +131,7 @@ def test_mmrazor_by_itself_passes_over_it(cfg: Config, weights: Weights,
 def test_pretrained_network_of_timm_stays_and_is_no_random_one(
         pretrained: bool, cfg: Config, path: Path,
         capsys: pytest.CaptureFixture[str]) -> None:
-    """mmengine would call the network's own init_weights."""
+    """For mmengine would call the network's own init_weights."""
     timm = pytest.importorskip('timm')
     torch.manual_seed(3)
     torch.save(timm.create_model('resnet10t').state_dict(), path)
@@ -146,7 +146,7 @@ def test_pretrained_network_of_timm_stays_and_is_no_random_one(
     teacher.init_weights()
     assert pretrained == torch.equal(
         teacher.model.conv1[0].weight, torch.load(path)['conv1.0.weight'])
-    distiller = build(cfg.model)
+    distiller = Runner.from_cfg(cfg).model
     distiller.init_weights()
     distiller.train()
     assert pretrained != (
