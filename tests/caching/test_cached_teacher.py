@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -99,10 +100,10 @@ def test_other_weights_are_refused(folder: Path) -> None:
 
 
 @pytest.mark.parametrize('changes, said', [
-    (dict(fingerprint='other'), 'fingerprint=print, but the samples have oth'),
-    (dict(label=4), 'with label=3 in row 3, but the sample now has 4'),
-    (dict(label=None), 'with label=3 in row 3, .* has None'),
-    (dict(pixels=9), 'with pixels=103 in row 3, but the sample now has 9'),
+    (dict(fingerprint='other'), 'fingerprint=print, .* row 3 now has other'),
+    (dict(label=4), 'with label=3, but the sample of row 3 now has 4'),
+    (dict(label=None), 'with label=3, .* row 3 now has None'),
+    (dict(pixels=9), 'with pixels=103, but the sample of row 3 now has 9'),
     (dict(row=ROWS), 'row 12 of .* which has 12, is damaged or not there'),
 ])
 def test_other_samples_are_refused(changes: dict, said: str,
@@ -117,6 +118,28 @@ def test_other_preprocessing_is_refused(folder: Path) -> None:
     for inputs in (PICTURES[:4] + 0.01, PICTURES[:4].flip(1)):
         with refused('data_preprocessor'):
             build(folder)(inputs, samples(0, 1, 2, 3))
+
+
+@pytest.mark.parametrize('field, value, said', [
+    ('teacher_trainable', True, 'teacher_trainable is True'),
+    ('teacher_norm_eval', False, 'teacher_norm_eval is False'),
+    ('std', [1.01] * 3, r'data_preprocessor\.std=None, .* has \[1\.0'),
+    (None, None, None),
+])
+def test_other_distillers_are_refused(field: Any, value: Any, said: Any,
+                                      folder: Path) -> None:
+    preprocessor: Any = torch.nn.Module()
+    distiller = SimpleNamespace(
+        teacher_trainable=False, teacher_norm_eval=True,
+        data_preprocessor=preprocessor)
+    if field is None:
+        build(folder).expect_distiller(distiller)
+        return
+    if field == 'std':
+        preprocessor.register_buffer('std', torch.tensor(value))
+    setattr(distiller, field, value)
+    with pytest.raises(ValueError, match=said):
+        build(folder).expect_distiller(distiller)
 
 
 def test_what_has_no_answer(folder: Path) -> None:

@@ -146,9 +146,9 @@ def test_recovery(faults: list[dict[str, Any]], server: Server,
 
 # With what the error says, and the requests made.
 FAILURES: dict[str, tuple[list[dict[str, Any]], str, int]] = {
-    '404': ([{'status': 404}], 'the server says 404 Not Found;', 1),
-    '403': ([{'status': 403}], 'the server says 403', 1),
-    '503': ([{'status': 503}] * 5, '503 Service Unavailable', 5),
+    '404': ([{'status': 404}], 'HTTP Error 404: Not Found;', 1),
+    '403': ([{'status': 403}], 'HTTP Error 403', 1),
+    '503': ([{'status': 503}] * 5, 'HTTP Error 503', 5),
     'cut': ([CUT] * 5, f'closed after {HALF} of {len(DATA)} bytes', 5),
     'short by its length': ([{'data': DATA[:HALF]}], 'sent is cut off', 1),
     'altered': ([{'data': OTHER}], r'SHA-256 is .*, expected \w{8}\.\.\.;', 1),

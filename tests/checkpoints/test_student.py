@@ -228,5 +228,5 @@ def test_student_is_no_training(tmp_path: Path) -> None:
     read_checkpoint(source, training=True)
     path, _ = export_student(source, str(tmp_path / 'r18'))
     read_checkpoint(str(path))
-    with pytest.raises(CheckpointError, match='holds weights alone, no train'):
+    with pytest.raises(CheckpointError, match='holds the student alone, and'):
         read_checkpoint(str(path), training=True)

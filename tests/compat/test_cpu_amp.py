@@ -5,13 +5,13 @@ import re
 
 import pytest
 import torch
-from conftest import TRAINING
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.optim import AmpOptimWrapper
 from mmengine.optim.optimizer import amp_optimizer_wrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from mmengine.runner import CheckpointLoader
+from tiny_training import TRAINING
 
 from wsld_plugin.compat import prepare_amp
 

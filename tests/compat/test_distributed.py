@@ -6,8 +6,8 @@ import socket
 
 import pytest
 import torch
-from conftest import TRAINING
 from mmengine.config import Config
+from tiny_training import TRAINING
 
 from wsld_plugin.compat import distributed, prepare_distributed
 

@@ -14,7 +14,7 @@ from mmengine.runner import Runner, load_checkpoint
 from tiny_training import config
 from torch import Tensor, nn
 
-from wsld_plugin.checkpoints import CheckpointMismatchError
+from wsld_plugin.checkpoints import CheckpointMismatchError, has_weights
 
 Weights = dict[str, Tensor]
 
@@ -63,12 +63,10 @@ MISFITS: dict[str, Callable[[Weights], Weights]] = {
     lambda w: {**w, 'more': torch.zeros(1)},
     'size mismatch':
     lambda w: {**w, 'head.fc.bias': torch.zeros(11)},
-    r"distillation's, of which the student would fit.*prefix='architecture\.'":
+    r"distillation's, whose student would fit.*prefix='architecture\.'":
     lambda w: {**prefixed('architecture.', w), 'teacher.x': torch.zeros(1)},
-    r"distillation's, of which the teacher would fit.*prefix='teacher\.'":
+    r"distillation's, whose teacher would fit.*prefix='teacher\.'":
     lambda w: prefixed('module.teacher.', w),
-    "distillation's, of which nothing would fit":
-    lambda w: {'architecture.more': torch.zeros(1)},
 }
 
 
@@ -127,6 +125,32 @@ def test_mmrazor_by_itself_passes_over_it(cfg: Config, weights: Weights,
     before = {key: one.clone() for key, one in teacher.state_dict().items()}
     load_checkpoint(teacher, str(path))
     check_equal(teacher, before)
+
+
+@pytest.mark.parametrize('pretrained', [True, False])
+def test_pretrained_network_of_timm_stays_and_is_no_random_one(
+        pretrained: bool, cfg: Config, path: Path,
+        capsys: pytest.CaptureFixture[str]) -> None:
+    """For mmengine would call the network's own init_weights."""
+    timm = pytest.importorskip('timm')
+    torch.manual_seed(3)
+    torch.save(timm.create_model('resnet10t').state_dict(), path)
+    cfg.model.teacher_ckpt = None
+    cfg.default_hooks.checkpoint = None
+    cfg.model.teacher = dict(
+        type='TimmClassifier', model_name='resnet10t', pretrained=pretrained,
+        pretrained_cfg_overlay=dict(file=str(path)))
+    cfg.model.distiller.teacher_recorders.fc.source = 'model.fc'
+    teacher = build(cfg.model).teacher
+    assert has_weights(teacher) == pretrained
+    teacher.init_weights()
+    assert pretrained == torch.equal(
+        teacher.model.conv1[0].weight, torch.load(path)['conv1.0.weight'])
+    distiller = Runner.from_cfg(cfg).model
+    distiller.init_weights()
+    distiller.train()
+    assert pretrained != (
+        'teacher has random weights' in ''.join(capsys.readouterr()))
 
 
 PART = dict(prefix='architecture.')  # as the error message says

@@ -15,6 +15,7 @@ from mmengine.runner import Runner
 import wsld_plugin
 from wsld_plugin.command_line import leave_group
 
+TRAINING = Path(__file__)
 DIGITS = Path(__file__).parents[1] / 'tools' / 'tiny_distillation.py'
 
 

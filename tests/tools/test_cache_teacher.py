@@ -188,9 +188,14 @@ def test_training_validates_saves_and_resumes(
     scalars = max(work_dir.glob('*/vis_data/scalars.json')).read_text()
     lines = [json.loads(line) for line in scalars.splitlines()]
     assert all(np.isfinite(line.get('loss', 0)) for line in lines)
-    line = message(call_tool, 'train.py', CACHED, '--work-dir', work_dir,
-                   *options(folder, 'cache', {'D.seed': 1}))
-    assert re.match(r'train\.py: the teacher cache .* fingerprint', line)
+    for changes, said in (
+        ({'D.seed': 1}, 'fingerprint'),
+        ({'model.teacher_norm_eval': False}, 'teacher_norm_eval is False'),
+        ({'model.architecture.data_preprocessor.std': '[83.1,83.1,83.1]'},
+         'data_preprocessor.std=')):
+        line = message(call_tool, 'train.py', CACHED, '--work-dir', work_dir,
+                       *options(folder, 'cache', changes))
+        assert said in line
 
 
 def test_two_processes_make_the_same_bytes(cache: Path, folder: Path,

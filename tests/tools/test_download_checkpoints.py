@@ -77,7 +77,7 @@ def test_tool_prints_paths_and_all_that_failed(
         if line.startswith('download_checkpoints.py: ')
     ]
     assert unknown.startswith('download_checkpoints.py: name_or_url=resnet34')
-    assert f'{base}/nowhere.pth: the server says 404' in missing
+    assert f'{base}/nowhere.pth: HTTP Error 404' in missing
     assert {path.name for path in tmp_path.glob('[!.]*')} == {*names}
 
 

@@ -158,7 +158,7 @@ MISTAKES: dict[str, tuple[str, ...]] = {
     'model.teacher_ckpt={exported} does not fit': (
         'train.py', '{distillation}', '--cfg-options',
         'model.teacher_ckpt={exported}'),
-    'cannot download http://127.0.0.1:9/teacher.pth: no answer': (
+    'cannot download http://127.0.0.1:9/teacher.pth: <urlopen': (
         'train.py', '{distillation}', '--cfg-options',
         'model.teacher_ckpt=http://127.0.0.1:9/teacher.pth'),
     'auto_scale_lr.base_batch_size': (
@@ -174,7 +174,7 @@ MISTAKES: dict[str, tuple[str, ...]] = {
         'train.py', '{distillation}', '--launcher', 'pytorch'),
     'text.pth is no checkpoint: it starts with': (
         'train.py', '{distillation}', '--resume', 'text.pth'),
-    '{exported} holds weights alone, no training': (
+    '{exported} holds the student alone, and no training': (
         'train.py', '{distillation}', '--resume', '{exported}'),
     'empty.pth is empty': ('test.py', '{distillation}', 'empty.pth'),
     'teacher.pth holds no student': (

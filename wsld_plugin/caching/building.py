@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..checkpoints import load_strictly
 from ..datasets import SeededViews
-from .cached_teacher import CachedTeacher
+from .cached_teacher import CachedTeacher, expect_lasting_answers
 from .record import compare, encode, input_probe
 from .storage import (
     TeacherCache,
@@ -34,9 +34,8 @@ from .storage import (
 def build_cache(cfg: Config, top_k: Optional[int] = None) -> TeacherCache:
     """Make the cache of a config's ``CachedTeacher``, or finish it.
 
-    Rows that are there already are kept, and those that are missing or
-    damaged are computed, with a bar on stderr. With ``cfg.launcher`` the
-    processes of the launcher share the work; all of them must call this.
+    Rows that are missing or damaged are computed, with a bar on stderr. With
+    ``cfg.launcher`` its processes share the work; all must call this.
 
     Args:
         cfg: A config to train with: its model has one ``CachedTeacher``, its
@@ -67,8 +66,7 @@ def build_cache(cfg: Config, top_k: Optional[int] = None) -> TeacherCache:
         title = f'{len(missing)} of {len(cache)} rows' if first else ''
         for samples, inputs, logits in online.answers(rows, title):
             views = [sample.seeded_view for sample in samples]
-            labels = torch.tensor([view.label for view in views])
-            fields = encode(logits, labels.to(logits.device), cache.top_k)
+            fields = encode(logits, _labels(samples, logits), cache.top_k)
             fields['inputs'] = input_probe(inputs)
             cache.write(
                 [view.row for view in views],
@@ -104,10 +102,9 @@ def verify_cache(cfg: Config, rows: int) -> float:
         len(cache), min(rows, len(cache)), replace=False)
     largest = 0.0
     for samples, inputs, logits in online.answers(np.sort(chosen)):
-        labels = [sample.seeded_view.label for sample in samples]
         gap, alike = compare(
-            online.cached(inputs, samples), logits,
-            torch.tensor(labels, device=logits.device), cache.top_k)
+            online.cached(inputs, samples), logits, _labels(samples, logits),
+            cache.top_k)
         largest = max(largest, gap)
         if not alike:
             raise TeacherCacheError(
@@ -116,12 +113,20 @@ def verify_cache(cfg: Config, rows: int) -> float:
     return largest
 
 
+def _labels(samples: list[Any], logits: Tensor) -> Tensor:
+    labels = [sample.seeded_view.label for sample in samples]
+    return torch.tensor(labels, device=logits.device)
+
+
 class _Online:
     """A config's teacher at work on the config's training set."""
 
     def __init__(self, cfg: Config) -> None:
         self.cfg = cfg
         _start_processes(cfg)
+        if cfg.get('data_preprocessor'):
+            # As Runner has it.
+            cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
         # Building fills configs in; the manifest shall have them as they are.
         model = MODELS.build(deepcopy(cfg.model))
         self.cached = _cached_teacher(model)
@@ -222,16 +227,9 @@ def _cached_teacher(model: nn.Module) -> CachedTeacher:
         module for module in model.modules()
         if isinstance(module, CachedTeacher)
     ]
-    for refused, message in (
-        (len(found) != 1, f'the model has {len(found)} CachedTeacher, '
-         "expected 1: model.teacher=dict(type='CachedTeacher', ...)"),
-        (getattr(model, 'teacher_trainable', False),
-         'model.teacher_trainable is True: its answers will change'),
-        (not getattr(model, 'teacher_norm_eval', True),
-         'model.teacher_norm_eval is False: it answers to batches only'),
-        (getattr(model.data_preprocessor, 'batch_augments', None),
-         'the data_preprocessor has batch augments: the cache holds answers '
-         'to single pictures, not to mixtures')):
-        if refused:
-            raise TeacherCacheError(message)
+    if len(found) != 1:
+        raise TeacherCacheError(
+            f'the model has {len(found)} CachedTeacher, expected 1: '
+            "model.teacher=dict(type='CachedTeacher', ...)")
+    expect_lasting_answers(model)
     return found[0]

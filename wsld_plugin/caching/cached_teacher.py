@@ -16,8 +16,8 @@ from ..checkpoints import weights_sha256
 from .record import decode, input_probe, unpack
 from .storage import TeacherCache, TeacherCacheError, check_manifest
 
-# Of the probes of preprocessed pictures. bfloat16 moves them by less, other
-# means or deviations of the pixels by more.
+# Of the probes of preprocessed pictures. bfloat16 moves them by less, another
+# order of the colours by more.
 _PROBE_TOLERANCE = 0.02
 
 
@@ -25,10 +25,10 @@ _PROBE_TOLERANCE = 0.02
 class CachedTeacher(BaseModel):
     """In a distiller, a teacher that looks its logits up in a cache.
 
-    The module that a recorder listens to is there and puts out the logits,
-    so recorder, distiller and loss stay as they are. The training set must be
-    a ``SeededViews``; :func:`build_cache` makes the cache from the same
-    config. The network itself is not built, and not in checkpoints.
+    The module that a recorder listens to puts out the logits, so recorder,
+    distiller and loss stay as they are. The training set must be a
+    ``SeededViews``; :func:`build_cache` makes the cache from the same config.
+    The network itself is not built, and not in checkpoints.
 
     Logits come back as float16 stored them, but their cross-entropy at
     temperature 1 is the teacher's own to float32's rounding. Each sample's
@@ -84,6 +84,20 @@ class CachedTeacher(BaseModel):
         """Open the cache, or refuse it, before ``Runner.train`` starts."""
         self._open()
 
+    def expect_distiller(self, distiller: Any) -> None:
+        """Refuse a distiller whose teacher would give other answers.
+
+        Raises:
+            TeacherCacheError: If it changes, or is to see pictures in
+                batches, mixed, or normalised in another way.
+        """
+        expect_lasting_answers(distiller)
+        manifest, now = self._open().manifest, distiller.data_preprocessor
+        check_manifest(
+            self.folder,
+            dict(data_preprocessor=_normalization(manifest['preprocessor'])),
+            dict(data_preprocessor=_normalization(dict(now.named_buffers()))))
+
     @torch.no_grad()
     def forward(self,
                 inputs: Tensor,
@@ -108,16 +122,7 @@ class CachedTeacher(BaseModel):
                 f'SeededViews, got {mode!r} and {type(data_samples).__name__}'
                 ': a CachedTeacher predicts nothing')
         cache = self._open()
-        views = self._views(cache, data_samples)
-        rows = cache.rows(view.row for view in views)
-        for name in ('label', 'pixels'):
-            for known, view in zip(rows[name].tolist(), views):
-                if known != getattr(view, name):
-                    raise TeacherCacheError(
-                        f'the teacher cache {self.folder} was made with '
-                        f'{name}={known} in row {view.row}, but the sample '
-                        f'now has {getattr(view, name)}')
-        fields = unpack(rows, inputs.device)
+        fields = unpack(self._rows(cache, data_samples), inputs.device)
         if not self._preprocessing_known:
             # Once: on a GPU this waits.
             gap = (input_probe(inputs) - fields['inputs']).abs().max().item()
@@ -139,24 +144,52 @@ class CachedTeacher(BaseModel):
             self._cache = cache
         return self._cache
 
-    def _views(self, cache: TeacherCache,
-               data_samples: Sequence[Any]) -> list[Any]:
-        """Which views of the cache's training set the samples are."""
-        expected = cache.manifest['fingerprint']
+    def _rows(self, cache: TeacherCache, data_samples: Sequence[Any]) -> Any:
+        """The records of samples that are those of the cache."""
         views = [sample.get('seeded_view') for sample in data_samples]
-        for view, sample in zip(views, data_samples):
-            if view is None:
-                raise TeacherCacheError(
-                    'a sample has no seeded_view: CachedTeacher needs '
-                    "train_dataloader.dataset.type='SeededViews'")
-            if view.fingerprint != expected:
-                raise TeacherCacheError(
-                    f'the teacher cache {self.folder} was made with '
-                    f'fingerprint={expected[:12]}, but the samples have '
-                    f'{view.fingerprint[:12]}: other samples, classes, '
-                    'pipeline, views or seed')
-            if 'gt_score' in sample:
-                raise TeacherCacheError(
-                    'a sample has gt_score, soft labels as of mixup: the '
-                    'teacher cache holds answers to single pictures')
-        return views
+        if None in views:
+            raise TeacherCacheError(
+                'a sample has no seeded_view: CachedTeacher needs '
+                "train_dataloader.dataset.type='SeededViews'")
+        if any('gt_score' in sample for sample in data_samples):
+            raise TeacherCacheError(
+                'a sample has gt_score, soft labels as of mixup: the teacher '
+                'cache holds answers to single pictures')
+        for view in views:
+            self._compare(view, 'fingerprint', cache.manifest['fingerprint'])
+        rows = cache.rows(view.row for view in views)
+        for view, label, pixels in zip(views, rows['label'].tolist(),
+                                       rows['pixels'].tolist()):
+            self._compare(view, 'label', label)
+            self._compare(view, 'pixels', pixels)
+        return rows
+
+    def _compare(self, view: Any, name: str, known: object) -> None:
+        if getattr(view, name) != known:
+            raise TeacherCacheError(
+                f'the teacher cache {self.folder} was made with {name}='
+                f'{known}, but the sample of row {view.row} now has '
+                f'{getattr(view, name)}')
+
+
+def expect_lasting_answers(distiller: Any) -> None:
+    """Refuse a distiller whose teacher's answers cannot be kept."""
+    for refused, message in (
+        (getattr(distiller, 'teacher_trainable', False),
+         'model.teacher_trainable is True: its answers will change'),
+        (not getattr(distiller, 'teacher_norm_eval', True),
+         'model.teacher_norm_eval is False: it answers to batches only'),
+        (getattr(distiller.data_preprocessor, 'batch_augments', None),
+         'the data_preprocessor has batch augments: the cache holds answers '
+         'to single pictures, not to mixtures')):
+        if refused:
+            raise TeacherCacheError(message)
+
+
+def _normalization(fields: Optional[Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean and deviation, as float32 has them."""
+    return {
+        name: torch.as_tensor(values).float().flatten().tolist()
+        for name, values in (fields or {}).items()
+        if name in ('mean', 'std') and values is not None
+    }

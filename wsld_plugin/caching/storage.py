@@ -38,19 +38,15 @@ class TeacherCacheError(ValueError):
 
 
 class TeacherCache:
-    """A cache, to be read or filled.
-
-    A copy, also by ``copy`` or ``pickle``, opens the file again.
+    """A cache, to be read or filled; a copy opens the file again.
 
     Args:
         folder: The cache.
-        manifest: Of a cache that :func:`prepare_cache` has readied, and that
-            may be unfinished. By default it is read, and a cache that is not
-            finished is refused.
+        manifest: Of one that :func:`prepare_cache` has readied, and that may
+            be unfinished. By default it is read.
 
     Raises:
-        TeacherCacheError: If it is missing, not finished, or has not the
-            size that it should have.
+        TeacherCacheError: If it is missing or not finished.
     """
 
     def __init__(self,
@@ -85,13 +81,7 @@ class TeacherCache:
         return self.manifest['count']
 
     def rows(self, indices: Iterable[int]) -> np.ndarray:
-        """Read rows.
-
-        Args:
-            indices: N integers, N at least 1.
-
-        Returns:
-            ``(N,)`` records, see ``record.row_dtype``.
+        """Read ``(N,)`` records, see ``record.row_dtype``.
 
         Raises:
             TeacherCacheError: If one is not there, or not as it was written.
@@ -144,8 +134,8 @@ def make_manifest(num_classes: int, top_k: Optional[int],
                   **fields: Any) -> dict[str, Any]:
     """What a cache says of itself.
 
-    The fields are ``count``, of the rows, and whatever else makes this cache
-    another than others; what JSON does not know is kept as text.
+    The fields are ``count``, of the rows, and whatever else tells this cache
+    from others; what JSON does not know is kept as text.
     """
     if top_k is None:
         top_k = num_classes if num_classes <= _ALL_CLASSES_UP_TO else _TOP_K

@@ -6,6 +6,7 @@ from .loading import (
     CheckpointError,
     CheckpointMismatchError,
     MissingCheckpointError,
+    expect_training,
     load_strictly,
     load_weights,
     read_checkpoint,
@@ -20,13 +21,12 @@ from .student import (
 )
 from .teacher import (
     FrozenTeacher,
-    expect_training,
     has_weights,
     keep_teacher,
     load_teacher,
     weights_sha256,
 )
-from .zoo import UnknownModelError, checkpoint_url
+from .zoo import checkpoint_url
 
 __all__ = [
     'AtomicBackend',
@@ -38,7 +38,6 @@ __all__ = [
     'MissingCheckpointError',
     'OnnxError',
     'OnnxStudent',
-    'UnknownModelError',
     'checkpoint_url',
     'download_checkpoint',
     'expect_training',

@@ -40,11 +40,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove what killed processes left of their writing.
-
-    Args:
-        folder: No other process may be writing in it.
-    """
+    """Remove what killed processes left; nobody else may write there."""
     for part in folder.glob('*.[0-9]*.part'):
         part.unlink()
 
@@ -57,10 +53,5 @@ class AtomicBackend(LocalBackend):
     """
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Write a file.
-
-        Args:
-            obj: All that it holds.
-            filepath: Where to.
-        """
+        """Write a file that holds ``obj``."""
         write_atomically(Path(filepath), obj)

@@ -72,15 +72,39 @@ def read_checkpoint(path: str, *, training: bool = False) -> dict[str, Any]:
         if 'state_dict' not in checkpoint:
             checkpoint = dict(state_dict=checkpoint)
         if _is_weights(checkpoint['state_dict']):
-            if training and 'message_hub' not in checkpoint:
-                meta = checkpoint.get('meta', {})
-                raise CheckpointError(
-                    f'{path} holds weights alone, no training to go on with: '
-                    "name a training's own checkpoint, such as "
-                    f'{meta.get("source", "epoch_9.pth")}')
+            if training:
+                expect_training(checkpoint, path)
             return checkpoint
     raise CheckpointError(f'{path} holds no dictionary of weights, itself or '
                           f'as state_dict, but {found}')
+
+
+def expect_training(checkpoint: dict[str, Any],
+                    path: str,
+                    distiller: nn.Module | None = None) -> None:
+    """Refuse a file that is no training's, as a student's that stands beside.
+
+    Args:
+        checkpoint: What was read.
+        path: Where from, for the error message.
+        distiller: Who gets the weights, if any that fit it will do.
+
+    Raises:
+        CheckpointMismatchError: Says what the file is and what to take.
+    """
+    if 'message_hub' in checkpoint:
+        return
+    weights = unwrapped(checkpoint.get('state_dict', checkpoint))
+    if distiller is not None and weights.keys() & distiller.state_dict().keys(
+    ):
+        return
+    meta = checkpoint.get('meta', {})
+    source = meta['source'] if 'averaged' in meta else None
+    raise CheckpointMismatchError(
+        f'{path} holds {"the student" if source else "weights"} alone, and '
+        f'no training: resume from {source or "its checkpoint"}, or begin '
+        "anew with init_cfg=dict(type='Pretrained', checkpoint=...) in "
+        'model.architecture (in model, if it has no teacher)')
 
 
 def _is_weights(state: object) -> bool:
@@ -91,13 +115,10 @@ def _is_weights(state: object) -> bool:
 
 
 def fault_of(path: Path) -> str | None:
-    """What keeps a local file from being a checkpoint.
-
-    Args:
-        path: The file, which may be missing.
+    """Say what keeps a file from being a checkpoint, by its two ends.
 
     Returns:
-        The end of a sentence about it; None if nothing is seen at its ends.
+        The end of a sentence about it; None if nothing is seen.
     """
     if not path.is_file():
         return 'is missing'
@@ -119,6 +140,11 @@ def strip_prefix(weights: dict[str, Tensor],
     return OrderedDict((key[len(prefix):], value)
                        for key, value in weights.items()
                        if key.startswith(prefix))
+
+
+def unwrapped(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights without the prefix that a wrapper leaves."""
+    return strip_prefix(weights, 'module.') or weights
 
 
 def load_strictly(module: nn.Module, path: str, source: str) -> None:
@@ -153,20 +179,16 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor],
     try:
         load_state_dict(module, OrderedDict(weights), strict=True)
     except RuntimeError as error:
-        lines = [
-            line.strip() for line in str(error).splitlines() if line.strip()
-        ]
+        _, *lines = filter(None, map(str.strip, str(error).splitlines()))
         raise CheckpointMismatchError(
-            f'{source} does not fit the {type(module).__name__}: ' +
-            '; '.join(line if len(line) <= _SHOWN_LINE else
-                      f'{line[:_SHOWN_LINE]} ...' for line in lines[1:4])
-        ) from error
+            f'{source} does not fit the {type(module).__name__}: ' + '; '.join(
+                line if len(line) <= _SHOWN_LINE else
+                f'{line[:_SHOWN_LINE]} ...' for line in lines[:3])) from error
 
 
-def weights_for(module: nn.Module, path: str) -> OrderedDict[str, Tensor]:
+def weights_for(module: nn.Module, path: str) -> dict[str, Tensor]:
     """Weights of a file, under the names that the module has for them."""
-    weights = OrderedDict(read_checkpoint(path)['state_dict'])
-    weights = strip_prefix(weights, 'module.') or weights
+    weights = unwrapped(read_checkpoint(path)['state_dict'])
     if module.state_dict().keys() & weights.keys():
         # Torchvision's names may be the module's own.
         return weights

@@ -33,20 +33,15 @@ class OnnxError(CheckpointError):
 
 
 class OnnxStudent(NamedTuple):
-    """An ONNX file that was compared with the student it was made from.
-
-    Attributes:
-        path: The file written.
-        images: How many pictures both have seen.
-        largest_difference: Between any two logits.
-        largest_logit: Magnitude of the student's largest logit.
-        equal_top1: For how many pictures both named the same class.
-    """
+    """An ONNX file that was compared with the student it was made from."""
 
     path: Path
+    # How many pictures both have seen.
     images: int
+    # Between any two logits; and the magnitude of the student's largest.
     largest_difference: float
     largest_logit: float
+    # For how many pictures both named the same class.
     equal_top1: int
 
 
@@ -65,10 +60,8 @@ def export_onnx(source: str,
 
     Args:
         source: Path or URL of a checkpoint of a distiller or classifier.
-        out: The file, or an existing folder or one with a final slash, in
-            which the name is the experiment's.
-        config: Config file of the distiller or classifier, for a checkpoint
-            that does not hold its config.
+        out: As for :func:`export_path`.
+        config: Config file, for a checkpoint that does not hold its own.
         opset: ONNX opset; by default that which torch prefers.
         with_preprocessing: Whether the file takes pictures as OpenCV reads
             them (uint8, blue first) and normalises them itself, or takes
@@ -169,27 +162,21 @@ def _pictures(cfg: Config) -> Tensor:
         dataset = DATASETS.build(test_set)
         packed = [dataset[i] for i in range(min(_PICTURES, len(dataset)))]
     except FileNotFoundError:
+        from sklearn.datasets import load_sample_images
+        photos = load_sample_images().images
         steps = Compose([
             step for step in test_set.pipeline
             if not step['type'].split('.')[-1].startswith('LoadImage')
         ])
-        packed = [
-            steps(dict(img=piece, img_shape=size, ori_shape=size))
-            for piece, size in _pieces_of_photographs()
-        ]
+        packed = []
+        for i in range(_PICTURES):
+            # Of 427 x 640 pixels, in OpenCV's order of colours.
+            top, left, size = 13 * i % 170, 29 * i % 380, 128 + i
+            piece = photos[i % 2][top:top + size, left:left + size, ::-1]
+            packed.append(
+                steps(dict(img=piece.copy(), img_shape=piece.shape[:2],
+                           ori_shape=piece.shape[:2])))
     return torch.stack([item['inputs'] for item in packed])
-
-
-def _pieces_of_photographs() -> list[tuple[Any, tuple[int, int]]]:
-    from sklearn.datasets import load_sample_images
-    photos = load_sample_images().images
-    pieces = []
-    for i in range(_PICTURES):
-        # Of 427 x 640 pixels, in OpenCV's order of colours.
-        top, left, size = 13 * i % 170, 29 * i % 380, 128 + i
-        piece = photos[i % 2][top:top + size, left:left + size, ::-1]
-        pieces.append((piece.copy(), piece.shape[:2]))
-    return pieces
 
 
 def _compare(student: nn.Module, written: Callable[[Tensor], Tensor],

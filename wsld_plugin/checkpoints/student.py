@@ -18,7 +18,12 @@ from torch import Tensor
 from ..version import __version__
 from .atomic import write_atomically
 from .conversion import mmpretrain_names
-from .loading import CheckpointMismatchError, read_checkpoint, strip_prefix
+from .loading import (
+    CheckpointMismatchError,
+    read_checkpoint,
+    strip_prefix,
+    unwrapped,
+)
 
 # What a config says about a network and its test, not about its training.
 _TEST_FIELDS = ('default_scope', 'custom_imports', 'data_preprocessor',
@@ -29,15 +34,10 @@ _KEPT_META = ('dataset_meta', 'epoch', 'iter', 'seed', 'experiment_name',
 
 
 class ExportedStudent(NamedTuple):
-    """A published student.
-
-    Attributes:
-        path: The file written.
-        averaged: Whether the weights are the running average that
-            ``EMAHook`` keeps, rather than those of the last step.
-    """
+    """A published student."""
 
     path: Path
+    # Whether the weights are the running average that EMAHook keeps.
     averaged: bool
 
 
@@ -57,10 +57,10 @@ def student_weights(weights: dict[str, Tensor],
     Raises:
         CheckpointMismatchError: If there is no student.
     """
-    weights = _unwrapped(weights)
+    weights = unwrapped(weights)
     student = strip_prefix(weights, 'architecture.')
     if student:
-        return _without_teacher(_unwrapped(student))
+        return _without_teacher(unwrapped(student))
     weights = mmpretrain_names(weights)
     roots = sorted({key.split('.')[0] for key in weights})
     if 'backbone' not in roots:
@@ -87,9 +87,9 @@ def student_model(model: dict[str, Any]) -> dict[str, Any]:
         from mmengine.hub import get_config
         path = student['cfg_path']
         config = get_config(path)
+        # As mmengine's hub does.
         student = dict(config.model, _scope_=path.split('::')[0])
         if 'data_preprocessor' in config:
-            # As mmengine's hub does.
             student['data_preprocessor'] = config.data_preprocessor
     if model.get('data_preprocessor'):
         student['data_preprocessor'] = model['data_preprocessor']
@@ -105,9 +105,8 @@ def student_checkpoint(checkpoint: dict[str, Any],
         source: Path or URL that it came from.
 
     Returns:
-        A copy of the weights, under ``state_dict`` and, under
-        ``meta``, the class names, the student's config, the metrics where
-        they are known, and where it came from.
+        A copy of the weights under ``state_dict``; under ``meta`` the class
+        names, the student's config, its metrics if known, and its source.
 
     Raises:
         CheckpointMismatchError: If there is no student.
@@ -130,16 +129,11 @@ def student_checkpoint(checkpoint: dict[str, Any],
 
 
 def export_student(source: str, out: str) -> ExportedStudent:
-    """Publish a checkpoint's student as a file of its own.
-
-    The file holds what :func:`student_checkpoint` returns. It appears under
-    its name complete or not at all.
+    """Write what :func:`student_checkpoint` returns as a file.
 
     Args:
         source: Path or URL of a checkpoint of a distiller or classifier.
-        out: An existing folder, or a folder and the beginning of a file name
-            (``students/r18``); in a folder, and after a final slash, the
-            name is the experiment's.
+        out: As for :func:`export_path`.
 
     Returns:
         The file ``{name}_{date}-{first 8 digits of its SHA-256}.pth``.
@@ -167,7 +161,7 @@ def export_path(out: str, checkpoint: dict[str, Any], source: str,
         out: A file, with or without its suffix, or an existing folder or one
             with a final slash, in which the name is the experiment's.
         checkpoint: The student's, whose ``meta`` may name the experiment.
-        source: Path or URL of what the student was taken from.
+        source: Path or URL of what it was taken from, or its name is this.
         ending: Of the name, from what follows its stem.
     """
     path, suffix = Path(out), Path(ending).suffix
@@ -177,8 +171,7 @@ def export_path(out: str, checkpoint: dict[str, Any], source: str,
     return path.with_name(path.name.removesuffix(suffix) + ending)
 
 
-def _without_teacher(
-        student: OrderedDict[str, Tensor]) -> OrderedDict[str, Tensor]:
+def _without_teacher(student: dict[str, Tensor]) -> OrderedDict[str, Tensor]:
     """The student alone, in files of mmrazor 0.x and converted ones.
 
     There it is called ``model.``, as some classifiers call a network of
@@ -186,16 +179,11 @@ def _without_teacher(
     """
     if any(key.startswith('model.backbone.') for key in student):
         student = strip_prefix(student, 'model.')
-    if not any(key.startswith('backbone.') for key in student):
-        return student
+    inside: tuple[str, ...] = ()
+    if any(key.startswith('backbone.') for key in student):
+        inside = ('teacher.', 'distiller.')
     return OrderedDict((key, value) for key, value in student.items()
-                       if not key.startswith(('teacher.', 'distiller.')))
-
-
-def _unwrapped(weights: dict[str, Tensor]) -> OrderedDict[str, Tensor]:
-    """Without the prefix that a wrapper for distribution leaves."""
-    return OrderedDict((key[7:] if key.startswith('module.') else key, value)
-                       for key, value in weights.items())
+                       if not key.startswith(inside))
 
 
 # A training asks for the same one at each of its checkpoints.

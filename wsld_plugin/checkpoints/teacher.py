@@ -16,6 +16,7 @@ from .loading import (
     load_strictly,
     read_checkpoint,
     strip_prefix,
+    unwrapped,
     weights_for,
 )
 
@@ -24,20 +25,10 @@ _PARTS = {'student': 'architecture.', 'teacher': 'teacher.'}
 
 
 def load_teacher(teacher: nn.Module, path: str, source: str) -> None:
-    """Load a file into a teacher that it must fit exactly.
+    """As :func:`load_strictly`, and say what to do where a file does not fit.
 
-    Where the file cannot be reached the teacher refuses to run, and nothing
-    else happens: who tests a student needs no teacher.
-
-    Args:
-        teacher: Gets the weights.
-        path: Local path or URL; keys may start with ``module.`` and may be
-            torchvision's.
-        source: Field of the config that the path stands in.
-
-    Raises:
-        CheckpointMismatchError: If keys are missing or unexpected or shapes
-            differ. Says what to do.
+    Where it cannot be reached the teacher refuses to run, and nothing else
+    happens: who tests a student needs no teacher.
     """
     try:
         load_strictly(teacher, path, source)
@@ -52,7 +43,7 @@ def load_teacher(teacher: nn.Module, path: str, source: str) -> None:
 
         teacher.register_forward_pre_hook(refuse)
     except CheckpointMismatchError as error:
-        fitting, prefix = _fitting_parts(teacher, path)
+        fitting, prefix = _fitting_part(teacher, path)
         raise CheckpointMismatchError(
             f'{error}. {fitting}To load what fits and leave the rest as it '
             f'is, set {source.rpartition(".")[2]}=None and give the teacher '
@@ -63,15 +54,13 @@ def load_teacher(teacher: nn.Module, path: str, source: str) -> None:
 def has_weights(teacher: nn.Module) -> bool:
     """Whether a teacher will not be random, before it is initialised.
 
-    Its weights were loaded, or an ``init_cfg`` names a file, or there are
-    none.
+    It has no weights, or some were loaded, or an ``init_cfg`` names a file.
     """
-    if getattr(teacher, 'is_init', False):
-        return True
     if next(teacher.parameters(), None) is None:
         return True
-    cfgs = [getattr(part, 'init_cfg', None) for part in teacher.modules()]
-    return any(
+    parts = [*teacher.modules()]
+    cfgs = [getattr(part, 'init_cfg', None) for part in parts]
+    return any(getattr(part, 'is_init', False) for part in parts) or any(
         one.get('type') in ('Pretrained', PretrainedInit) for cfg in cfgs
         for one in (cfg if isinstance(cfg, list) else [cfg]) if one)
 
@@ -94,59 +83,21 @@ def keep_teacher(teacher: nn.Module, weights: dict[str, Tensor]) -> bool:
     return True
 
 
-def expect_training(checkpoint: dict[str, Any], path: str,
-                    distiller: nn.Module | None) -> None:
-    """Refuse a file that is no training's, as a student's that stands beside.
-
-    Args:
-        checkpoint: What mmengine read.
-        path: Where from, for the error message.
-        distiller: Who gets the weights; other files that fit it will do.
-
-    Raises:
-        CheckpointMismatchError: Says what the file is and what to take.
-    """
-    if 'message_hub' in checkpoint:
-        return
-    names = {
-        key[7:] if key.startswith('module.') else key
-        for key in checkpoint.get('state_dict', checkpoint)
-    }
-    if distiller is not None and names & distiller.state_dict().keys():
-        return
-    meta = checkpoint.get('meta', {})
-    source = meta['source'] if 'averaged' in meta else None
-    raise CheckpointMismatchError(
-        f'{path} holds {"the student" if source else "weights"} alone, and '
-        f'no training: resume from {source or "its checkpoint"}, or begin '
-        "anew with init_cfg=dict(type='Pretrained', checkpoint=...) in "
-        'model.architecture (in model, if it has no teacher)')
+def _fitting_part(teacher: nn.Module, path: str) -> tuple[str, str]:
+    """Say which part of a distillation's file would fit, and its prefix."""
+    weights = unwrapped(read_checkpoint(path)['state_dict'])
+    for name, prefix in _PARTS.items():
+        if _shapes(strip_prefix(weights, prefix)) == _shapes(
+                teacher.state_dict()):
+            return (f"It is a distillation's, whose {name} would fit. ",
+                    f', prefix={prefix!r}')
+    return '', ''
 
 
-def _fitting_parts(teacher: nn.Module, path: str) -> tuple[str, str]:
-    """Say what of a distillation's file would fit, and how to get at it."""
-    weights = read_checkpoint(path)['state_dict']
-    weights = strip_prefix(weights, 'module.') or weights
-    parts = {
-        name: _shapes(part)
-        for name in _PARTS if (part := strip_prefix(weights, _PARTS[name]))
-    }
-    fits = [
-        name for name, shapes in parts.items()
-        if shapes == _shapes(teacher.state_dict())
-    ]
-    if fits:
-        return ("The file is a distillation's, of which the "
-                f'{" and the ".join(fits)} would fit. ',
-                f', prefix={_PARTS[fits[0]]!r}')
-    return ("The file is a distillation's, of which nothing would fit. "
-            if parts else '', '')
-
-
-def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+def _shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     # Files from before torch 0.4.1 have no counters.
     return {
-        key: tuple(value.shape)
+        key: value.shape
         for key, value in weights.items()
         if not key.endswith('num_batches_tracked')
     }
@@ -195,7 +146,7 @@ class FrozenTeacher:
 
     def is_of(self, checkpoint: dict[str, Any]) -> bool:
         """Whether :meth:`leave_out` took these weights out."""
-        return bool(checkpoint['meta']['teacher_sha256'] == self.sha256)
+        return checkpoint['meta'].get('teacher_sha256') == self.sha256
 
     def put_back(self, checkpoint: dict[str, Any]) -> None:
         """Complete a checkpoint by what :meth:`leave_out` took out.
@@ -218,16 +169,11 @@ class FrozenTeacher:
 
 
 def weights_sha256(path: str) -> str:
-    """Digest of a checkpoint's weights, whatever else it holds.
+    """SHA-256 of the weights in a file or at a URL, whatever else it holds.
 
-    Args:
-        path: Local path or URL.
-
-    Returns:
-        SHA-256 of their names, types, shapes and values, in hexadecimal.
+    In hexadecimal, of their names, types, shapes and values.
     """
-    weights = read_checkpoint(path)['state_dict']
-    return _digest(strip_prefix(weights, 'module.') or weights)
+    return _digest(unwrapped(read_checkpoint(path)['state_dict']))
 
 
 def _digest(weights: Mapping[str, Tensor]) -> str:

@@ -9,59 +9,43 @@ from mmengine.utils import get_installed_path
 from .loading import CheckpointError
 
 
-class UnknownModelError(CheckpointError):
-    """A name or address under which no checkpoint is published."""
-
-
 def checkpoint_url(name_or_url: str) -> str:
     """Where the weights of a model are published.
 
     Args:
         name_or_url: Name of a model of this package's or of mmpretrain's
-            (``resnet34_8xb32_in1k``), ``torchvision://resnet34``, or a URL.
-
-    Returns:
-        The URL; of a URL itself.
+            (``resnet34_8xb32_in1k``), ``torchvision://resnet34``, or a URL,
+            which is returned.
 
     Raises:
-        UnknownModelError: If there is no such model, it has no published
-            weights, or the URL is not of http or https.
+        CheckpointError: If no weights are published under that name.
     """
-    scheme, found, name = name_or_url.partition('://')
-    urls: dict[str, str | None]
-    if not found:
-        name = name_or_url.lower()
-        urls = _published_models()
-    elif scheme in ('http', 'https'):
+    if name_or_url.startswith(('http://', 'https://')):
         return name_or_url
-    elif scheme == 'torchvision':
+    scheme, _, name = name_or_url.rpartition('://')
+    if scheme == 'torchvision':
         from mmengine.runner.checkpoint import get_torchvision_models
         urls = get_torchvision_models()
     else:
-        raise UnknownModelError(f'name_or_url={name_or_url}: expected '
-                                'http://, https:// or torchvision://')
+        name, urls = name_or_url.lower(), _published_models()
     if name not in urls:
-        similar = get_close_matches(name, urls)
-        raise UnknownModelError(
-            f'name_or_url={name_or_url}: neither a URL nor the name of a '
-            'model' + (f'; similar: {", ".join(similar)}' if similar else ''))
-    url = urls[name]
-    if not url:
-        raise UnknownModelError(f'name_or_url={name_or_url}: a model without '
-                                'published weights')
-    return url
+        similar = ', '.join(get_close_matches(name, urls)) or 'none'
+        raise CheckpointError(
+            f'name_or_url={name_or_url}: expected http://, https://, '
+            'torchvision://NAME or the name of a model with published '
+            f'weights; similar: {similar}')
+    return urls[name]
 
 
-def _published_models() -> dict[str, str | None]:
+def _published_models() -> dict[str, str]:
     """URLs of the weights of mmpretrain's and our models, by name."""
     from modelindex.load_model_index import load
     package = Path(__file__).parents[1]
-    installed = package / '.mim' / 'model-index.yml'
-    ours = installed if installed.exists() else (
-        package.parent / 'model-index.yml')
-    theirs = Path(
-        get_installed_path('mmpretrain')) / '.mim' / 'model-index.yml'
+    theirs = Path(get_installed_path('mmpretrain'))
     return {
         model.name.lower(): model.weights
-        for index in (theirs, ours) for model in load(str(index)).models
+        for folder in (theirs / '.mim', package.parent, package / '.mim')
+        if (folder / 'model-index.yml').exists()
+        for model in load(str(folder / 'model-index.yml')).models
+        if model.weights
     }

@@ -1,12 +1,17 @@
-"""mmengine's checkpoints under torch's weights-only loading."""
+"""mmengine's checkpoints, loaded without executing what a file says."""
 from __future__ import annotations
 
 import functools
+import os
 import pickle
 import re
+import threading
+from _codecs import encode
+from collections import Counter
 from collections.abc import Callable
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -16,39 +21,47 @@ from mmengine.utils import digit_version
 from .fix import put_on_record
 from .import_hook import after_import
 
+_TRUST = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
 # The statistics that mmengine registers, and pickles by reference.
 _STATISTICS = ('min', 'max', 'current', 'mean')
-# In what torch says of a type that it does not know, or knows as dangerous.
+# In what is said of a type that is not known, or known as dangerous.
 _REFUSED_GLOBAL = re.compile(
     r'GLOBAL (\S+) (?:was not an allowed|whose module)')
 # Kinds of number that a logged value may have.
 _DTYPE_CODES = '?bhilqBHILQefd'
+_LOADING = threading.RLock()
 
 
 def apply() -> None:
-    """Make mmengine's checkpoints loadable with ``weights_only=True``."""
-    if digit_version(torch.__version__) < digit_version('2.6.0'):
-        return
-    torch.serialization.add_safe_globals(_written_by_mmengine())
+    """Let mmengine load what it writes, and nothing that runs code."""
+    if digit_version(torch.__version__) >= digit_version('2.6.0'):
+        torch.serialization.add_safe_globals(
+            [(found, name) for name, found in _written_by_mmengine().items()])
     after_import('mmengine.runner.checkpoint', _load_weights_only)
     put_on_record('mmengine-checkpoints')
 
 
-def _written_by_mmengine() -> list[Any]:
-    """Allow-list entries, of files written under numpy 1 or 2."""
+def _written_by_mmengine() -> dict[str, Any]:
+    """What may be referred to, by name, also in files of numpy 1."""
     array = np.zeros(1)
-    reconstruct = array.__reduce__()[0]
-    scalar = array[0].__reduce__()[0]
-    multiarray = ('numpy.core.multiarray', 'numpy._core.multiarray')
-    return [
-        HistoryBuffer,
-        np.ndarray,
-        np.dtype,
-        *{type(np.dtype(code)) for code in _DTYPE_CODES},
-        *((reconstruct, f'{name}._reconstruct') for name in multiarray),
-        *((scalar, f'{name}.scalar') for name in multiarray),
-        (_statistic, 'builtins.getattr'),
-    ]
+    functions = dict(
+        _reconstruct=array.__reduce__()[0], scalar=array[0].__reduce__()[0])
+    kinds = {type(np.dtype(code)) for code in _DTYPE_CODES}
+    return {
+        'builtins.getattr': _statistic,
+        **{
+            f'numpy.{core}.multiarray.{name}': function
+            for core in ('core', '_core')
+            for name, function in functions.items()
+        },
+        **{
+            f'{kind.__module__}.{kind.__name__}': kind
+            for kind in (HistoryBuffer, np.ndarray, np.dtype, *kinds,
+                         # Which older versions of torch do not list.
+                         Counter, bytearray, complex, set, encode,
+                         torch.device)
+        },
+    }
 
 
 def _statistic(owner: object, name: str) -> Callable[..., Any]:
@@ -59,30 +72,49 @@ def _statistic(owner: object, name: str) -> Callable[..., Any]:
     """
     if owner is not HistoryBuffer or name not in _STATISTICS:
         raise pickle.UnpicklingError(
-            'Unsupported global: GLOBAL builtins.getattr was not an allowed '
-            f'global by default, but for the statistics of HistoryBuffer; '
-            f'asked for {name!r} of {owner!r}')
+            'GLOBAL builtins.getattr was not an allowed global, but for the '
+            f'statistics of HistoryBuffer; asked for {name!r} of {owner!r}')
     return getattr(HistoryBuffer, name)
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows the types that torch and mmengine write, and no other."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        from torch import _weights_only_unpickler as torchs
+        allowed = {**torchs._get_allowed_globals(), **_written_by_mmengine()}
+        # By the name that it had in Python 2, whose format torch writes.
+        found = f'{module}.{name}'.replace('__builtin__', 'builtins')
+        if found not in allowed:
+            raise pickle.UnpicklingError(
+                f'GLOBAL {found} was not an allowed global')
+        return allowed[found]
+
+
+_RESTRICTED = SimpleNamespace(
+    **{
+        **vars(pickle), 'Unpickler': _Unpickler,
+        'load': lambda file, **options: _Unpickler(file, **options).load()
+    })
 
 
 def _load_weights_only(module: ModuleType) -> None:
     """Adapt ``mmengine.runner.checkpoint``."""
-    # Downloads default to weights_only=False in torch.hub; None means
-    # torch.load's own default, which honours the opt-out.
-    module.__dict__['load_url'] = functools.partial(
-        module.load_url, weights_only=None)
-    if hasattr(module, '_safe_torch_load'):
-        # onedl-mmengine allows the whole of getattr and executes the file
-        # when that is not enough.
-        module.__dict__['_safe_torch_load'] = torch.load
     loader = module.CheckpointLoader
     original = loader.load_checkpoint.__func__
 
     @functools.wraps(original)
     def load_checkpoint(cls: type, filename: str, *args: Any,
                         **kwargs: Any) -> Any:
-        try:
+        if os.environ.get(_TRUST) == '1':
             return original(cls, filename, *args, **kwargs)
+        try:
+            # Not as torch.load's pickle_module, which torch 1.13 ignores and
+            # torch.hub does not take. From 2.6 on torch only asks for it
+            # where somebody, as torch.hub, asks for more than weights.
+            with _LOADING, patch.object(torch.serialization, 'pickle',
+                                        _RESTRICTED):
+                return original(cls, filename, *args, **kwargs)
         except pickle.UnpicklingError as error:
             raise pickle.UnpicklingError(_refusal(filename, error)) from error
 
@@ -99,6 +131,5 @@ def _refusal(filename: str, error: pickle.UnpicklingError) -> str:
         return f'{filename} cannot be loaded as a checkpoint: {cause}'
     return (f'{filename} was not loaded: it refers to {found[1]}, which is '
             'not among the types that mmengine writes into a checkpoint and '
-            'could execute code. Only if you trust the file: allow that '
-            'type by torch.serialization.add_safe_globals, or set the '
-            'environment variable TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1.')
+            f'could execute code. Only if you trust the file: set {_TRUST}=1 '
+            'in the environment.')

@@ -21,9 +21,10 @@ _KNOWN = (
         'configs that inherit from "package::config" cannot be read: mmengine '
         'looks packages up by pkg_resources',
         'mmengine/utils/package_utils.py'),
-    Fix('mmengine-checkpoints', 'mmengine 0.10', 'torch>=2.6',
-        'torch.load refuses the log history in mmengine checkpoints; what '
-        'mmengine writes is allowed, anything else is refused by name',
+    Fix('mmengine-checkpoints', 'mmengine 0.10', 'all',
+        'torch.load refuses the log history in mmengine checkpoints, or '
+        'before torch 2.6 executes whatever a file holds; what mmengine '
+        'writes is allowed, anything else is refused by name',
         'mmengine/runner/checkpoint.py'),
     Fix('mmrazor-quantization', 'mmrazor 1.0.0', 'torch>=2.0',
         'its quantization modules use names that torch.ao no longer has, and '
@@ -63,8 +64,6 @@ def fixes_in_force() -> tuple[Fix, ...]:
     """Changes to others' packages that were found necessary so far.
 
     Returns:
-        One record per fix, in the order in which they came into force;
-        ``mmrazor-teachers`` and ``own-names`` alone where the installed
-        packages need no other (torch 1.13, ``setuptools<82``, mmcv 2.1).
+        One record per fix, in the order in which they came into force.
     """
     return tuple(_in_force.values())

@@ -1,9 +1,9 @@
 """mmrazor's distillers, whose teachers no wrong file may leave random."""
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
-from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -13,16 +13,23 @@ from torch import nn
 from .fix import put_on_record
 from .import_hook import after_import
 
-_ROOM = 'mmrazor.models.algorithms.distill.configurable'
+_DISTILLERS = 'mmrazor.models.algorithms.distill.configurable'
+_CLASSIFIERS = 'mmpretrain.models.classifiers'
 
 
 def apply() -> None:
-    """Load teachers strictly, and warn of those without any weights."""
-    after_import(f'{_ROOM}.single_teacher_distill', _change_single_teacher)
+    """Load teachers strictly, keep what is pretrained, warn of the rest."""
+    after_import(f'{_DISTILLERS}.single_teacher_distill',
+                 _change_single_teacher)
     # Which has several teachers.
     after_import(
-        f'{_ROOM}.datafree_distillation', lambda module: vars(module).update(
-            load_checkpoint=_load_of('model.teachers.ckpt_path')))
+        f'{_DISTILLERS}.datafree_distillation', lambda module: vars(
+            module).update(load_checkpoint=_load_of(
+                'model.teachers.ckpt_path')))
+    for name, kind in (('timm', 'TimmClassifier'),
+                       ('hugging_face', 'HuggingFaceClassifier')):
+        after_import(f'{_CLASSIFIERS}.{name}',
+                     functools.partial(_keep_pretrained, kind))
     put_on_record('mmrazor-teachers')
 
 
@@ -35,8 +42,9 @@ def _change_single_teacher(module: ModuleType) -> None:
     # Runner initialises a model, loads a checkpoint if there is one, and
     # then puts the model in training mode.
     def init_weights(self: Any) -> None:
-        if not (self.teacher_trainable
-                or getattr(self.teacher, 'is_init', False)):
+        if hasattr(self.teacher, 'expect_distiller'):
+            self.teacher.expect_distiller(self)
+        if not self.teacher_trainable:
             self._warn_if_random = _watch_loading(self.teacher)
         super(distill, self).init_weights()
 
@@ -57,9 +65,30 @@ def _load_of(source: str) -> Callable[[nn.Module, str], None]:
     return load_checkpoint
 
 
+def _keep_pretrained(kind: str, module: ModuleType) -> None:
+    """Let nothing initialise the network that a classifier has loaded."""
+    classifier = getattr(module, kind)
+    build = classifier.__init__
+
+    @functools.wraps(build)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        build(self, *args, **kwargs)
+        # mmengine calls its init_weights, which draws it anew, but for this.
+        self.model.is_init = bool(kwargs.get('pretrained'))
+
+    classifier.__init__ = __init__
+
+
 def _watch_loading(teacher: nn.Module) -> Callable[[], None]:
     """Note which weights are loaded until the result is called."""
-    random = dict.fromkeys(name for name, _ in teacher.named_parameters())
+    known = {
+        name
+        for path, part in teacher.named_modules()
+        if getattr(part, 'is_init', False)
+        for name, _ in part.named_parameters(prefix=path)
+    }
+    random = dict.fromkeys(name for name, _ in teacher.named_parameters()
+                           if name not in known)
 
     def note(where: str, names: list[str], weights: dict[str, Any],
              prefix: str, *_: Any) -> None:
@@ -69,7 +98,8 @@ def _watch_loading(teacher: nn.Module) -> Callable[[], None]:
 
     handles = [
         part._register_load_state_dict_pre_hook(
-            partial(note, f'{path}.' if path else '', list(part._parameters)))
+            functools.partial(note, f'{path}.' if path else '',
+                              list(part._parameters)))
         for path, part in teacher.named_modules() if part._parameters
     ]
 
