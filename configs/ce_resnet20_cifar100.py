@@ -1,9 +1,5 @@
 # resnet20 without a teacher, CIFAR-100.
-_base_ = [
-    './_base_/datasets/cifar100_bs64.py',
-    './_base_/schedules/cifar100.py',
-    './_base_/runtime.py',
-]
+_base_ = './_base_/ce_cifar100.py'
 from wsld_plugin.models.networks import network
 
 model = network('resnet20', 'cifar100')

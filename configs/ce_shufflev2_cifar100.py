@@ -1,9 +1,8 @@
 # ShuffleNetV2 without a teacher, CIFAR-100.
-_base_ = [
-    './_base_/datasets/cifar100_bs64.py',
-    './_base_/schedules/cifar100_lr001.py',
-    './_base_/runtime.py',
-]
+_base_ = './_base_/ce_cifar100.py'
 from wsld_plugin.models.networks import network
 
 model = network('shufflev2', 'cifar100')
+
+# As Tian et al. do for ShuffleNets and MobileNets.
+optim_wrapper = dict(optimizer=dict(lr=0.01))

@@ -1,10 +1,6 @@
 # Soft labels without weights, resnet110 to resnet20, CIFAR-100. Train
 # ce_resnet110_cifar100.py first.
-_base_ = [
-    './_base_/datasets/cifar100_bs64.py',
-    './_base_/schedules/cifar100.py',
-    './_base_/distill/kd_cifar100.py',
-]
+_base_ = './_base_/kd_cifar100.py'
 from wsld_plugin.models.networks import network
 
 model = dict(

@@ -1,10 +1,6 @@
 # WSLD, resnet32x4 to resnet8x4, CIFAR-100. Train ce_resnet32x4_cifar100.py
 # first.
-_base_ = [
-    './_base_/datasets/cifar100_bs64.py',
-    './_base_/schedules/cifar100.py',
-    './_base_/distill/wsld_cifar100.py',
-]
+_base_ = './_base_/wsld_cifar100.py'
 from wsld_plugin.models.networks import network
 
 model = dict(

@@ -1,13 +1,12 @@
 # WSLD, resnet32x4 to ShuffleNetV1, CIFAR-100. Train ce_resnet32x4_cifar100.py
 # first.
-_base_ = [
-    './_base_/datasets/cifar100_bs64.py',
-    './_base_/schedules/cifar100_lr001.py',
-    './_base_/distill/wsld_cifar100.py',
-]
+_base_ = './_base_/wsld_cifar100.py'
 from wsld_plugin.models.networks import network
 
 model = dict(
     architecture=network('shufflev1', 'cifar100'),
     teacher=network('resnet32x4', 'cifar100'),
     teacher_ckpt='work_dirs/ce_resnet32x4_cifar100/epoch_240.pth')
+
+# As Tian et al. do for ShuffleNets and MobileNets.
+optim_wrapper = dict(optimizer=dict(lr=0.01))

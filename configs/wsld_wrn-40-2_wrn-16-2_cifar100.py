@@ -1,9 +1,5 @@
 # WSLD, WRN-40-2 to WRN-16-2, CIFAR-100. Train ce_wrn-40-2_cifar100.py first.
-_base_ = [
-    './_base_/datasets/cifar100_bs64.py',
-    './_base_/schedules/cifar100.py',
-    './_base_/distill/wsld_cifar100.py',
-]
+_base_ = './_base_/wsld_cifar100.py'
 from wsld_plugin.models.networks import network
 
 model = dict(

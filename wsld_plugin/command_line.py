@@ -26,7 +26,7 @@ from .checkpoints import (
     student_model,
     student_weights,
 )
-from .config import ConfigError, load_config
+from .config import ConfigError, load_config, unbuildable
 
 
 def fail(message: object, code: int = 2) -> NoReturn:
@@ -67,6 +67,12 @@ def one_line_errors(*more: type[Exception]) -> Iterator[None]:
         fail('interrupted', 130)
     except mistakes as error:
         fail(error)
+    except (AssertionError, ImportError, KeyError, TypeError,
+            ValueError) as error:
+        mistake = unbuildable(error)
+        if mistake is None:
+            raise
+        fail(mistake)
     except OSError as error:
         # A full disk or a folder that is read-only, rather than a bug.
         if error.filename is None:

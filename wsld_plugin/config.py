@@ -2,15 +2,18 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import inspect
 import os
 import re
+import sys
 import traceback
-from collections.abc import Iterable, Mapping
-from difflib import SequenceMatcher
+from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from mmengine.config import Config, DictAction
+from mmengine.registry import build_from_cfg
 from mmengine.utils import import_modules_from_strings
 from yaml import YAMLError
 
@@ -25,7 +28,10 @@ _ALSO_READ = ('activation_checkpointing', 'compile', 'custom_imports',
               'efficient_conv_bn_eval', 'find_unused_parameters',
               'model_wrapper_cfg', 'runner_type', 'strategy', 'sync_bn',
               'tta_model', 'tta_pipeline')
-# Of difflib: a letter more, less, wrong or swapped in a name of six or more.
+# Those that mmengine itself drops where they are None.
+_ITS_HOOKS = ('runtime_info', 'timer', 'sampler_seed', 'logger',
+              'param_scheduler', 'checkpoint')
+# Of difflib: a letter more, less or wrong in a name of six or more.
 _SIMILAR = 0.83
 
 
@@ -41,12 +47,14 @@ def load_config(path: str | os.PathLike[str],
     Args:
         path: File of Python, JSON or YAML.
         options: What ``--cfg-options`` takes: ``'model.distiller.tau=4'``,
-            with lists as ``key=[a,b]`` or ``key=a,b``. What stands in quotes,
-            or names an existing file, is one string, whatever commas and
-            blanks it holds. Or the keys and their values.
+            with lists as ``key=[a,b]`` or ``key=a,b``, dicts as Python has
+            them. What stands in quotes, or names an existing file, is one
+            string, whatever commas and blanks it holds. Or the keys and
+            their values.
 
     Returns:
-        The config; what its ``custom_imports`` name has been imported.
+        The config, without ``default_hooks`` that are None; what its
+        ``custom_imports`` name has been imported.
 
     Raises:
         ConfigError: In one line, if the file or a base is missing, its code
@@ -68,6 +76,9 @@ no such file
                           f'{_explained(error, path)}') from error
     _override(cfg, options or {})
     _refuse_misspelt(cfg, path)
+    for name, hook in [*(cfg.get('default_hooks') or {}).items()]:
+        if hook is None and name not in _ITS_HOOKS:
+            del cfg.default_hooks[name]
     try:
         if cfg.get('custom_imports'):
             import_modules_from_strings(**cfg.custom_imports)
@@ -105,8 +116,13 @@ def _same(*paths: str) -> bool:
 def _override(cfg: Config, options: Mapping[str, Any] | Iterable[str]) -> None:
     if not isinstance(options, Mapping):
         options = dict(map(_option, options))
+    hooks = {*_ITS_HOOKS, *(cfg.get('default_hooks') or {})}
     # One after another, or the error would not tell which it was.
     for key, value in options.items():
+        place, _, name = key.rpartition('.')
+        if place == 'default_hooks' and value is None and name not in hooks:
+            raise ConfigError(f'--cfg-options {key}=None: there is no such '
+                              f'hook, only {", ".join(sorted(hooks))}')
         try:
             cfg.merge_from_dict({key: value})
         except (AttributeError, KeyError, TypeError) as error:
@@ -127,10 +143,29 @@ def _option(text: str) -> tuple[str, Any]:
         return key, value
     found = argparse.Namespace()
     try:
+        if re.search(r'\bdict\(|{', value):
+            return key, ast.literal_eval(
+                _Dicts().visit(ast.parse(value, mode='eval')))
         DictAction([], 'options')(argparse.ArgumentParser(), found, [text])
     except AssertionError as error:  # of mmengine's
         raise ConfigError(f'--cfg-options {text}: {error}') from error
+    except (SyntaxError, ValueError) as error:
+        raise ConfigError(
+            f'--cfg-options {text}: expected Python with texts in quotes, as '
+            'in \'custom_hooks=[dict(type="FastStepHook")]\'') from error
     return key, found.options[key]
+
+
+class _Dicts(ast.NodeTransformer):
+    """Makes ``{'key': value}`` of ``dict(key=value)``."""
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        """A call is another node, where it can be one."""
+        self.generic_visit(node)
+        if ast.unparse(node.func) != 'dict' or node.args:
+            return node
+        return ast.Dict([ast.Constant(one.arg) for one in node.keywords],
+                        [one.value for one in node.keywords])
 
 
 def _refuse_misspelt(cfg: Config, path: str) -> None:
@@ -141,16 +176,73 @@ def _refuse_misspelt(cfg: Config, path: str) -> None:
     """
     from mmengine.runner import Runner
     known = {*inspect.signature(Runner).parameters, *_ALSO_READ}
+    # Not those of tta, or a train_pipeline would be a misspelt one.
+    names = known - {'tta_model', 'tta_pipeline'}
     for key in cfg:
         if key in known or key.strip('_0123456789') in known:
             continue
-        # Not those of tta, or a train_pipeline would be a misspelt one.
-        similar = max(
-            known - {'tta_model', 'tta_pipeline'},
-            key=lambda name: SequenceMatcher(None, key, name).ratio())
-        ratio = SequenceMatcher(None, key, similar).ratio()
         used = re.search(rf'\b{re.escape(key)}\b(?!["\']?\s*[=:])', cfg.text)
-        swapped = sorted(key) == sorted(similar)
-        if (swapped or ratio > _SIMILAR) and not used:
+        similar = [name for name in names if sorted(name) == sorted(key)
+                   ] or get_close_matches(key, names, 1, _SIMILAR)
+        if similar and not used:
             raise ConfigError(f'{path} sets {key}, which nothing reads; '
-                              f'similar: {similar}')
+                              f'similar: {similar[0]}')
+
+
+def unbuildable(error: BaseException) -> str | None:
+    """What of a config cannot be built, and why.
+
+    Args:
+        error: As it was caught, with its traceback.
+
+    Returns:
+        One line, with the field where it can be told. None if no registry or
+        runner was building, or a loop was running: then it is not the config
+        that is to blame.
+    """
+    from mmengine.runner import BaseLoop, Runner
+    files = {sys.modules[one.__module__].__file__
+             for one in (Runner, build_from_cfg)}
+    building, field, whole = False, 'the config', {}
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        code, names = frame.f_code, frame.f_locals
+        owner = names.get('self')
+        if code.co_name == 'run' and isinstance(owner, BaseLoop):
+            return None
+        if isinstance(owner, Runner):
+            whole = owner.__dict__.get('cfg', whole)
+        for value in names.values():
+            whole = value if isinstance(value, Config) else whole
+        builds = code.co_filename in files and code.co_name.startswith(
+            ('build_', '__init__'))
+        building |= builds
+        if not building or code.co_name == '__init__':
+            continue
+        # A builder's argument, or what looks like a field in what it calls;
+        # the innermost one is the most telling.
+        parts = [names[name] for name in (
+            code.co_varnames[:code.co_argcount] if builds else names)]
+        field = max((found for part in parts if isinstance(part, Mapping)
+                     and (builds or 'type' in part)
+                     for found in _fields(dict(whole), part)),
+                    default=(0, field))[1]
+    said = str(error.args[0] if error.args else '')
+    said = ' '.join(said.partition(' Please check')[0].split())
+    if ' ' not in said:
+        said = f'{type(error).__name__}: {said}'
+    return f'{field}: {said}' if building else None
+
+
+def _fields(whole: Any, part: Mapping[str, Any],
+            path: str = '') -> Iterator[tuple[int, str]]:
+    """Sizes and dotted paths of the fields that a part may be made of."""
+    inner: Iterable[tuple[Any, Any]] = ()
+    if isinstance(whole, Mapping):
+        if path and whole and all(
+                part.get(key) == value for key, value in whole.items()):
+            yield len(whole), path
+        inner = whole.items()
+    elif isinstance(whole, (list, tuple)):
+        inner = enumerate(whole)
+    for key, value in inner:
+        yield from _fields(value, part, f'{path}.{key}'.lstrip('.'))

@@ -101,9 +101,12 @@ def bias_variance_report(
 
 def _check(configs: Mapping[str, Config], runs: int, splits: str, split: str,
            interval: int | None) -> None:
-    if runs < 2 or (interval is not None and interval < 1):
-        raise AnalysisError(f'expected at least 2 runs, got {runs}, and an '
-                            f'interval of at least 1, got {interval}')
+    if runs < 2:
+        raise AnalysisError('a variance over runs takes at least 2 of them, '
+                            f'got {runs}')
+    if interval is not None and interval < 1:
+        raise AnalysisError('the interval between two decompositions must be '
+                            f'at least 1 epoch, got {interval}')
     for got, known in ((splits, ('disjoint', 'bootstrap')),
                        (split, ('val', 'test'))):
         if got not in known:

@@ -29,14 +29,5 @@ val_evaluator = dict(type='Accuracy', topk=(1, ))
 
 # Hyper-parameters were chosen on `val`; `test` is for reporting only.
 test_dataloader = dict(
-    batch_size=128,
-    num_workers=0,
-    dataset=dict(
-        type='DigitsDataset',
-        split='test',
-        pipeline=[
-            dict(type='Resize', scale=32, interpolation='bilinear'),
-            dict(type='PackInputs'),
-        ]),
-    sampler=dict(type='DefaultSampler', shuffle=False))
+    val_dataloader, dataset=dict(val_dataloader['dataset'], split='test'))
 test_evaluator = val_evaluator

@@ -1,0 +1,6 @@
+# WSLD on CIFAR-100.
+_base_ = [
+    './datasets/cifar100_bs64.py',
+    './schedules/cifar100.py',
+    './distill/wsld_cifar100.py',
+]
