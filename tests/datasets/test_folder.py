@@ -90,9 +90,7 @@ def test_splits_of_the_folder_are_kept(tmp_path, given, drawn):
 def test_damaged_files_are_left_out_with_their_reason(tmp_path):
     put_classes(tmp_path, 'a', 'b')
     jpeg = encoded(size=(80, 60), kind='JPEG')
-    exif = Image.Exif()
-    exif[0x010e] = jpeg.decode('latin1')
-    preview = encoded(size=(80, 60), kind='JPEG', exif=exif)
+    preview = encoded(size=(80, 60), kind='JPEG', comment=jpeg)
     assert preview.count(b'\xff\xd9') == 2
     bad = {
         'a/cut.jpg': (jpeg[:len(jpeg) // 2], 'damaged: its end is missing'),
@@ -146,12 +144,12 @@ def test_unusual_pictures_are_told(tmp_path):
     put(tmp_path, 'a/twin.png', 'b/twin.png', data=encoded())
     folder = read_folder(tmp_path)
     assert folder.left_out == []
-    told = dict(note.split(': ', 1)[::-1] for note in folder.notes[1:-1])
-    assert {text.split('(first: a/')[1][:-1]: count.split()[0]
-            for text, count in told.items()} == {
-                'deep.png': '3', 'alpha.png': '1', 'cmyk.jpg': '1',
-                'turned.jpg': '1', 'small.png': '1', 'moving.webp': '1',
-            } | ({'deep.png': '1'} if 'deep.png' not in str(told) else {})
+    told = [(note.split()[0], note.split('first: a/')[1][:-1])
+            for note in folder.notes[1:-1]]
+    assert told == [
+        ('3', 'deep.png'), ('1', 'alpha.png'), ('1', 'cmyk.jpg'),
+        ('1', 'deep.png'), ('1', 'moving.webp'), ('1', 'turned.jpg'),
+        ('1', 'small.png')]
     assert folder.notes[-1].endswith('stand in several classes (first: '
                                      'a/twin.png, b/twin.png)')
 
@@ -206,7 +204,7 @@ def test_lists_come_back_and_mmpretrain_reads_them(tmp_path):
 @pytest.mark.parametrize(('paths', 'message'), [
     (['Cat/a', 'cat/a'], "two classes have one name: 'Cat' and 'cat'"),
     (['cat/a', 'cat /a'], "two classes have one name: 'cat' and 'cat '"),
-    (['é/a', 'é/a'], r"one name: '.*\\u0301.*' and '\\xe9'"),
+    (['e\u0301/a', '\xe9/a'], r"one name: 'e\\u0301' and '\\xe9'"),
     (['train/Cat/a', 'val/cat/a'], 'two classes have one name'),
     (['a/1', 'a/2'], 'has 1 class with'), (['1', '2'], 'no classes with .*; '
                                            'left out: 2, first 1: in no fol'),
