@@ -2,8 +2,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +53,7 @@ def test_draw_is_stratified_and_depends_on_seed_and_paths_only(tmp_path):
     assert folder.classes == ('cat', 'dog', 'owl')
     assert counts(folder) == dict(
         train=[16, 17, 2], val=[2, 2, 0], test=[2, 2, 0])
-    paths = sum(folder.splits.values(), [])
+    paths = [*chain(*folder.splits.values())]
     assert len(set(paths)) == len(paths) == 43
     assert any('1 of 3 classes have no val pictures: owl' in note
                for note in folder.notes)
@@ -78,11 +78,11 @@ def test_splits_of_the_folder_are_kept(tmp_path, given, drawn):
                             for name in 'xy'))
     folder = read_folder(tmp_path)
     assert folder.classes == ('x', 'y')
-    for split, letter in (('val', 'v'), ('test', 't')):
+    for split in ('val', 'test'):
         own = [top for top in given if top.lower()[:2] == split[:2]]
         assert counts(folder)[split] == ([10, 10] if own else [1, 1])
         assert {path.split('/')[0] for path, _ in folder.splits[split]} == {
-            *(own or ['train'])}, letter
+            *(own or ['train'])}
     assert [note.split(':')[0] for note in folder.notes] == (
         [drawn] if drawn else [])
 
@@ -195,7 +195,6 @@ def test_lists_come_back_and_mmpretrain_reads_them(tmp_path):
         assert [(info['img_path'], info['gt_label'])
                 for info in map(dataset.get_data_info, range(len(dataset)))
                 ] == [(f'{root}/{path}', label) for path, label in pictures]
-    assert replace(folder, digest='') != folder
     (tmp_path / 'lists/val.txt').unlink()
     with pytest.raises(PictureFolderError, match=r'no lists.*val\.txt'):
         read_lists(tmp_path / 'lists')

@@ -107,11 +107,14 @@ def _header(data: bytes) -> tuple[str, list[str]]:
     if ((kind in _JPEG and data.find(b'\xff\xd9', stream.tell()) < 0)
             or (kind == 'PNG' and b'IEND' not in data[-4096:])):
         return 'cut', []
+    # Pillow decodes a PNG in search of EXIF data that may come last.
+    exif = {} if kind == 'PNG' and 'exif' not in image.info else (
+        image.getexif())
     found = {
         'transparent': 'A' in image.getbands() or 'transparency' in image.info,
         'cmyk': image.mode == 'CMYK',
         'deep': image.mode[0] in 'IF',
         'animated': kind not in _JPEG and getattr(image, 'is_animated', False),
-        'turned': image.getexif().get(_ORIENTATION, 1) in range(2, 9),
+        'turned': exif.get(_ORIENTATION, 1) in range(2, 9),
     }
     return kind, [name for name, true in found.items() if true]
