@@ -51,7 +51,8 @@ def test_a_cached_teacher_has_its_answers_only():
 
 def test_pattern_and_plain_classifier():
     table = recordable_modules(config('ce_r18_digits'), 'backbone.layer?')
-    assert table.source.tolist() == [f'backbone.layer{n}' for n in (1, 2, 3, 4)]
+    assert table.source.tolist() == [
+        f'backbone.layer{number}' for number in (1, 2, 3, 4)]
     assert set(table.network) == {'student'}
 
 
@@ -62,6 +63,6 @@ def test_errors_are_one_line():
     cfg.model.backbone.depth = 17
     with pytest.raises(AnalysisError, match='the student cannot be built'):
         recordable_modules(cfg)
-    del cfg.model
+    cfg.pop('model')
     with pytest.raises(AnalysisError, match='has no model'):
         recordable_modules(cfg)
