@@ -2,6 +2,7 @@
 from .errors import AnalysisError
 from .experiments import report_experiments
 from .history import History, read_config, read_history
+from .modules import recordable_modules
 from .predictions import (
     evaluation_loader,
     logits,
@@ -23,6 +24,7 @@ __all__ = [
     'print_table',
     'read_config',
     'read_history',
+    'recordable_modules',
     'regularization_report',
     'report_experiments',
     'student_network',
