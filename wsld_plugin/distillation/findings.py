@@ -24,15 +24,10 @@ _LIBRARIES = ('torch', 'torchvision', 'mmengine', 'mmcv', 'mmpretrain',
 
 
 class Judged(NamedTuple):
-    """A network and what it says about the test pictures.
+    """A network, what it is, and what it says about the test pictures.
 
-    Attributes:
-        name: Its part: ``'teacher'``, ``'student alone'``, ``'student
-            distilled'``.
-        what: What it is: ``'resnet34, tuned on these pictures'``.
-        probabilities: ``(N, C)``, float32, in the order of the test split;
-            rows that are not finite count as wrong.
-        cost: Of :func:`measure_cost`.
+    ``probabilities`` are ``(N, C)``, float32, in the order of the split; a
+    row that is not finite counts as wrong.
     """
 
     name: str
@@ -44,17 +39,11 @@ class Judged(NamedTuple):
 class Findings(NamedTuple):
     """All that is reported of a distillation.
 
-    Attributes:
-        folder: The pictures.
-        networks: The teacher, maybe the student trained alone, and last the
-            distilled student.
-        work_dirs: Of trainings, by the name that their curve gets.
-        settings: Arguments of the call, and what ``auto`` became.
-        times: Seconds by stage.
-        trials: Columns ``tau``, ``alpha``, ``accuracy`` on val in %.
-        student: Its checkpoint, of :func:`export_student`.
-        onnx: The same, of :func:`export_onnx` ``with_preprocessing``.
-        config: Of the distillation.
+    ``networks`` are the teacher, maybe the student trained alone, and last
+    the distilled student; ``work_dirs`` of trainings stand by the names that
+    their curves get, ``times`` are seconds by stage, ``trials`` have columns
+    such as ``tau`` and ``alpha``. ``student`` is of ``export_student``,
+    ``onnx`` of ``export_onnx`` with the preprocessing inside.
     """
 
     folder: PictureFolder
@@ -68,133 +57,117 @@ class Findings(NamedTuple):
     config: Path
 
 
-def labels(findings: Findings) -> Tensor:
+def gt_labels(findings: Findings) -> Tensor:
     """Labels (N,) of the test pictures.
 
     Raises:
-        ValueError: If there are no test pictures, or a network's
-            probabilities are not theirs.
+        ValueError: If there are none, or a network's probabilities are not
+            of these pictures and classes.
     """
-    found = torch.tensor(
-        [label for _, label in findings.folder.splits['test']])
-    expected = len(found), len(findings.folder.classes)
-    for network in findings.networks:
-        if network.probabilities.shape != expected or not len(found):
+    folder = findings.folder
+    labels = torch.tensor([label for _, label in folder.splits['test']])
+    expected = len(labels), len(folder.classes)
+    for name, _, found, _ in findings.networks:
+        if found.shape != expected or not len(labels):
             raise ValueError(
-                f'probabilities of {network.name}: expected {expected}, at '
-                'least one row, for pictures and classes of the test split, '
-                f'got {tuple(network.probabilities.shape)}')
-    return found
+                f'probabilities of {name}: expected test pictures and classes '
+                f'{expected}, not 0, got {tuple(found.shape)}')
+    return labels
 
 
-def right(network: Judged, gt_labels: Tensor) -> Tensor:
+def right(network: Judged, labels: Tensor) -> Tensor:
     """For which pictures (N,) the likeliest class is the label."""
     found = network.probabilities
-    return (found.argmax(1) == gt_labels) & found.isfinite().all(1)
+    return (found.argmax(1) == labels) & found.isfinite().all(1)
+
+
+def confusion(network: Judged, labels: Tensor) -> Tensor:
+    """Numbers of pictures ``(C, C)``, by label and likeliest class."""
+    classes = network.probabilities.shape[1]
+    pairs = labels * classes + network.probabilities.argmax(1)
+    return pairs.bincount(minlength=classes**2).view(classes, classes)
 
 
 def metrics(findings: Findings) -> dict[str, Any]:
     """The figures of a distillation, as JSON has them.
 
-    Args:
-        findings: With at least the teacher and the distilled student.
-
     Returns:
-        ``test_pictures``: their number.
-        ``networks``, by name: ``what``; ``correct`` of the test pictures;
-        ``accuracy`` in %, its 95% Wilson ``interval``; the fields of Cost.
+        ``networks``, by name: ``what``; ``correct`` of the ``pictures`` of
+        the test split; ``accuracy`` in % and its 95% Wilson ``interval``;
+        the fields of :class:`Cost`.
         ``comparisons`` of the distilled student, by the other's name:
-        ``points`` that it is better by (in %), pictures right ``only_here``
-        and ``only_there``, ``p_value`` of the exact McNemar test.
-        ``classes``, by name: pictures by split, ``accuracy`` in % by
-        network (None without test pictures).
-        ``confused``: ``label``, ``prediction`` of the distilled student and
-        ``pictures``, the most frequent mistake first.
-        ``data``: ``digest``, pictures by split, ``left_out``, ``notes``.
-        ``settings``, ``times`` in s, ``trials``, ``versions``, and the files
-        ``student``, ``onnx``, ``config``.
+        ``points`` of accuracy that it is better by, pictures that are right
+        ``only_here`` and ``only_there``, ``p_value`` of the exact McNemar
+        test.
+        ``classes``: a record for each, with pictures by split and, as
+        ``NAME (%)``, the accuracy of each network, None without pictures.
+        ``confused``: records of ``class``, ``taken for`` by the distilled
+        student, ``pictures``, ``of the class (%)``; most pictures first.
+        ``data``: ``digest``, ``pictures`` by split, ``left_out``, ``notes``.
+        ``settings``; ``times`` in s; ``trials``; ``versions``.
 
     Raises:
-        ValueError: As by :func:`labels`.
+        ValueError: If probabilities are not those of the test split.
     """
-    gt_labels, classes = labels(findings), findings.folder.classes
-    hits = {network.name: right(network, gt_labels)
-            for network in findings.networks}
+    folder, labels = findings.folder, gt_labels(findings)
+    hits = {one.name: right(one, labels) for one in findings.networks}
     *others, distilled = hits
-    trials = findings.trials
     sizes = {
         split: Counter(label for _, label in pictures)
-        for split, pictures in findings.folder.splits.items()
+        for split, pictures in folder.splits.items()
     }
     found = dict(
-        test_pictures=len(gt_labels),
         networks={
-            network.name: dict(
-                what=network.what,
-                **_share(hits[network.name]),
-                **network.cost._asdict())
-            for network in findings.networks
+            one.name: dict(
+                what=one.what, **_share(hits[one.name]), **one.cost._asdict())
+            for one in findings.networks
         },
         comparisons={
-            name: _comparison(hits[distilled], hits[name])
-            for name in others
+            name: _comparison(hits[distilled], hits[name]) for name in others
         },
-        classes={
-            name: dict(
-                pictures={
-                    split: count[number] for split, count in sizes.items()
-                },
-                accuracy={
-                    network: _percent(hit[gt_labels == number])
-                    for network, hit in hits.items()
-                }) for number, name in enumerate(classes)
-        },
-        confused=[
-            dict(label=classes[label], prediction=classes[prediction],
-                 pictures=count)
-            for label, prediction, count in confused(findings)
-        ],
+        classes=[{
+            'class': name,
+            **{split: size[label] for split, size in sizes.items()},
+            **{f'{one} (%)': _percent(hit[labels == label])
+               for one, hit in hits.items()}
+        } for label, name in enumerate(folder.classes)],
+        confused=_confused(findings, labels),
         data=dict(
-            digest=findings.folder.digest,
-            left_out=len(findings.folder.left_out),
-            notes=findings.folder.notes,
-            pictures={
-                split: sum(count.values()) for split, count in sizes.items()
-            }),
-        trials=None if trials is None else json.loads(
-            trials.to_json(orient='records')),
+            digest=folder.digest,
+            pictures={split: len(one) for split, one in folder.splits.items()},
+            left_out=len(folder.left_out),
+            notes=folder.notes),
         settings=findings.settings,
         times=findings.times,
-        versions=versions(),
-        student=findings.student,
-        onnx=findings.onnx and str(findings.onnx),
-        config=findings.config)
+        trials=None if findings.trials is None else json.loads(
+            findings.trials.to_json(orient='records')),
+        versions=_versions())
     return json.loads(json.dumps(found, default=str))
 
 
-def counts(network: Judged, gt_labels: Tensor) -> Tensor:
-    """Test pictures ``(C, C)`` by label and likeliest class."""
-    classes = network.probabilities.shape[1]
-    pairs = gt_labels * classes + network.probabilities.argmax(1)
-    return pairs.bincount(minlength=classes**2).view(classes, classes)
+def _confused(findings: Findings, labels: Tensor) -> list[dict[str, Any]]:
+    table, names = confusion(findings.networks[-1], labels), (
+        findings.folder.classes)
+    wrong = table.clone().fill_diagonal_(0)
+    return sorted(({
+        'class': names[label],
+        'taken for': names[taken],
+        'pictures': int(table[label, taken]),
+        'of the class (%)': 100 * int(table[label, taken]) / int(
+            table[label].sum())
+    } for label, taken in wrong.nonzero().tolist()),
+                  key=lambda pair: -pair['pictures'])
 
 
-def confused(findings: Findings) -> list[tuple[int, int, int]]:
-    """Label, class taken for it and pictures, the most pictures first."""
-    table = counts(findings.networks[-1], labels(findings))
-    table.fill_diagonal_(0)
-    pairs = [(*pair, int(table[tuple(pair)]))
-             for pair in table.nonzero().tolist()]
-    return sorted(pairs, key=lambda pair: -pair[2])
-
-
-def versions() -> dict[str, str]:
-    """Of this package, what it builds on as far as loaded, and the system."""
-    found = {'wsld_plugin': __version__, 'Python': platform.python_version()}
-    for name in _LIBRARIES:
-        if name in sys.modules:
-            found[name] = str(sys.modules[name].__version__)
-    return dict(found, system=platform.platform())
+def _versions() -> dict[str, str]:
+    """Of what is loaded, and the system."""
+    return {
+        'wsld_plugin': __version__,
+        'Python': platform.python_version(),
+        **{name: str(sys.modules[name].__version__)
+           for name in _LIBRARIES if name in sys.modules},
+        'system': platform.platform()
+    }
 
 
 def _percent(hits: Tensor) -> float | None:
@@ -202,12 +175,13 @@ def _percent(hits: Tensor) -> float | None:
 
 
 def _share(hits: Tensor) -> dict[str, Any]:
-    test = binomtest(int(hits.sum()), len(hits))
-    interval = test.proportion_ci(method='wilson')
+    interval = binomtest(int(hits.sum()), len(hits)).proportion_ci(
+        method='wilson')
     return dict(
+        pictures=len(hits),
         correct=int(hits.sum()),
         accuracy=_percent(hits),
-        interval=[100 * interval.low, 100 * interval.high])
+        interval=[100 * end for end in interval])
 
 
 def _comparison(here: Tensor, there: Tensor) -> dict[str, Any]:

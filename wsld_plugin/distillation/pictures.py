@@ -8,117 +8,79 @@ from pathlib import Path
 
 import cv2
 import mmcv
+import pandas as pd
 from markupsafe import Markup
 from torch import Tensor
 
 from ..analysis.drawing import plain, plot_runs, png, whole_epochs
 from ..analysis.history import History
 
-# Longer side of a picture in pixels, and up to which all of it is kept.
+# Longer side of a picture in pixels, and up to which it is enlarged.
 _SIDE, _SMALL = 160, 64
 # Okabe and Ito's colours, which the colour-blind can tell.
 _COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
 
 STYLE = '''
-.cards, .gallery { display: grid; gap: 1rem; margin: 1rem 0;
+.cards, .gallery, .curves { display: grid; gap: 1rem; margin: 1rem 0;
   grid-template-columns: repeat(auto-fill, minmax(10rem, 1fr)); }
-.card { border-left: .3rem solid #0072B2; padding: .2rem .8rem; }
-.card b { display: block; font-size: 2rem; line-height: 1.3; }
-.card small, figcaption { color: #555; }
-figure { margin: 0; break-inside: avoid; }
+.curves { grid-template-columns:
+  repeat(auto-fill, minmax(min(24rem, 100%), 1fr)); }
+.cards div { border-left: .3rem solid #0072B2; padding: .2rem .8rem; }
+.cards b { display: block; font-size: 2rem; line-height: 1.3; }
+figure { margin: 0; break-inside: avoid; font-size: .8rem; }
 figure img { width: 100%; height: 9rem; object-fit: contain;
   background: #f4f4f4; }
-figure img.small { image-rendering: pixelated; }
-figcaption { font-size: .8rem; line-height: 1.35; }
-figcaption b, figcaption i { display: block; color: #222; }
-.curves { display: grid; gap: 1rem; grid-template-columns:
-  repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); }
+figure .png { image-rendering: pixelated; }
 pre { background: #f4f4f4; padding: .8rem; overflow-x: auto;
   overflow-wrap: normal; font-size: .85rem; }
-.matrix td, .matrix th { border: 0; padding: 0 .3rem; text-align: right;
-  font-size: .8rem; min-width: 1.2rem; white-space: nowrap; }
-.matrix td { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+td { max-width: 24rem; overflow-wrap: anywhere; }
+.matrix th, .matrix td { border: 0; padding: 0 .3rem; font-size: .8rem;
+  text-align: right; print-color-adjust: exact; }
 .matrix th:first-child { text-align: left; max-width: 12rem;
-  overflow: hidden; text-overflow: ellipsis; }
+  overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 @media print { pre { white-space: pre-wrap; } }
 '''
 
 
-def elements(tag: str, contents: Iterable[object], kind: str = '') -> Markup:
-    """An element with the contents one after the other, text as it is."""
-    return Markup('<{0} class="{1}">{2}</{0}>').format(
-        tag, kind, Markup('').join(contents))
+def element(tag: str, *contents: object) -> Markup:
+    """``<tag>`` around the contents, whose text is shown as it is.
+
+    Args:
+        tag: Its name, and attributes after that.
+        contents: Text, or markup that stays markup.
+    """
+    return Markup('<{}>{}</{}>').format(
+        Markup(tag), Markup('').join(contents), tag.split()[0])
 
 
 def gallery(pictures: Iterable[tuple[Path, Sequence[object]]]) -> Markup:
-    """A grid of pictures.
-
-    Args:
-        pictures: File and lines below of each; the first line is also told
-            where the picture is not seen.
-    """
-    return elements('div', [
-        Markup('<figure>{}<figcaption>{}</figcaption></figure>').format(
-            _picture(path, str(lines[0])),
-            Markup('<br>').join([elements('b', lines[:1]), *lines[1:]]))
-        for path, lines in pictures
-    ], 'gallery')
-
-
-def _picture(path: Path, text: str) -> Markup:
-    try:
-        # As the networks get it.
-        picture = mmcv.imread(str(path))
-    except OSError:
-        picture = None
-    if picture is None:
-        return Markup('<em>cannot be read any more</em>')
-    if max(picture.shape[:2]) > _SIDE:
-        picture = mmcv.imrescale(
-            picture, (_SIDE, _SIDE), interpolation='area')
-    small = max(picture.shape[:2]) <= _SMALL
-    kind = 'png' if small else 'jpeg'
-    data = cv2.imencode(f'.{kind}', picture)[1].tobytes()
-    return Markup(
-        '<img class="{}" loading="lazy" alt="{}" '
-        'src="data:image/{};base64,{}">').format(
-            'small' if small else '', text, kind,
-            base64.b64encode(data).decode())
+    """A grid of picture files with lines below, of which the first is bold."""
+    return element('div class="gallery"', *(
+        element(
+            'figure', _picture(path, str(lines[0])),
+            element('figcaption', element('b', lines[0]),
+                    *(element('div', line) for line in lines[1:])))
+        for path, lines in pictures))
 
 
 def matrix(counts: Tensor, classes: Sequence[str]) -> Markup:
-    """A table of counts, darker where more of a row are.
-
-    Args:
-        counts: ``(C, C)`` integers, of true classes in rows.
-        classes: Their names.
-    """
-    numbers = range(len(classes))
-    rows = [elements('tr', [
-        elements('th', ['true class']), *(
-            Markup('<th title="{}">{}</th>').format(name, number)
-            for number, name in zip(numbers, classes))])]
-    for number, (name, row) in enumerate(zip(classes, counts.tolist())):
-        cells = [Markup('<th title="{0}">{1} {0}</th>').format(name, number)]
-        for count in row:
-            share = count / (sum(row) or 1)
-            cells.append(Markup(
-                '<td style="background: rgba(0, 60, 120, {:.2f}); '
-                'color: {}">{}</td>').format(
-                    share, '#fff' if share > .45 else '#222', count or ''))
-        rows.append(elements('tr', cells))
-    return Markup('<div class="scroll" tabindex="0">{}</div>').format(
-        elements('table', rows, 'matrix'))
+    """Counts ``(C, C)`` with true classes in rows, darker where more are."""
+    names = [f'{number} {name}' for number, name in enumerate(classes)]
+    style = pd.DataFrame(counts.numpy(), names).style
+    style = style.background_gradient('Blues', axis=1).format(
+        lambda count: count or '').format_index(escape='html')
+    style.set_uuid('m').set_table_attributes('class="matrix"')
+    return element('div class="scroll" tabindex="0"', Markup(style.to_html()))
 
 
 def curves(histories: Mapping[str, History]) -> Markup:
     """Two drawings, of accuracy and of cross-entropy by epoch."""
     from matplotlib.figure import Figure
     drawings = []
-    for what, read in (
-        ('validation accuracy (%)',
-         lambda history: history.validation('accuracy/top1')),
-        ('training cross-entropy (nats)', History.cross_entropies)):
+    for what, read in (('validation accuracy (%)', lambda history: history.
+                        validation('accuracy/top1')),
+                       ('training cross-entropy (nats)',
+                        History.cross_entropies)):
         figure = Figure(figsize=(5, 3.6), layout='constrained')
         axes = figure.subplots()
         for (name, history), color in zip(histories.items(), cycle(_COLORS)):
@@ -128,8 +90,25 @@ def curves(histories: Mapping[str, History]) -> Markup:
         whole_epochs(axes)
         if axes.has_data():
             axes.legend(fontsize=8)
-        drawings.append(Markup(
-            '<img alt="Curves of {} by epoch" '
-            'src="data:image/png;base64,{}">').format(
-                what, base64.b64encode(png(figure)).decode()))
-    return elements('div', drawings, 'curves')
+        drawings.append(_image('png', png(figure), f'{what} by epoch'))
+    return element('div class="curves"', *drawings)
+
+
+def _picture(path: Path, text: str) -> Markup:
+    try:
+        # As the networks get it.
+        picture = mmcv.imread(str(path))
+    except OSError:
+        picture = None
+    if picture is None:
+        return element('em', 'It cannot be read any more.')
+    side = max(picture.shape[:2])
+    if side > _SIDE:
+        picture = mmcv.imrescale(picture, _SIDE / side, interpolation='area')
+    kind = 'png' if side <= _SMALL else 'jpeg'
+    return _image(kind, cv2.imencode(f'.{kind}', picture)[1].tobytes(), text)
+
+
+def _image(kind: str, data: bytes, text: str) -> Markup:
+    return Markup('<img class="{0}" alt="{1}" src="data:image/{0};base64,{2}">'
+                  ).format(kind, text, base64.b64encode(data).decode())
