@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
 from importlib.util import find_spec
 from typing import NamedTuple
 
@@ -92,8 +91,10 @@ def _multiply_adds(network: nn.Module, inputs: Tensor) -> int | None:
 
 
 def _milliseconds(network: nn.Module, inputs: Tensor) -> list[float]:
-    finish: Callable[[], None] = (
-        torch.cuda.synchronize if inputs.is_cuda else lambda: None)
+    def finish() -> None:
+        if inputs.is_cuda:
+            torch.cuda.synchronize(inputs.device)
+
     for _ in range(_WARM_UP):
         network(inputs)
     finish()
