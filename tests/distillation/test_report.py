@@ -8,7 +8,6 @@ import json
 import math
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -78,7 +77,7 @@ def findings(tmp_path_factory: pytest.TempPathFactory) -> Findings:
         folder, [
             judged('teacher', labels),
             judged('student alone', labels[:4] + [0] * 8),
-            judged('student distilled', labels[:9] + [0, 2, 0])
+            judged('student distilled', [*labels[:9], 0, 2, 0])
         ], {'none yet': out}, dict(data=out, tau='<auto>'), dict(search=90.),
         pd.DataFrame(dict(tau=[1., 4.], accuracy=[math.nan, 50.])), student,
         onnx, out / 'config.py')

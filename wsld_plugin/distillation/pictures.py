@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import mmcv
 import pandas as pd
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from torch import Tensor
 
 from ..analysis.drawing import plain, plot_runs, png, whole_epochs
@@ -50,7 +50,7 @@ def element(tag: str, *contents: object) -> Markup:
         contents: Text, or markup that stays markup.
     """
     return Markup('<{}>{}</{}>').format(
-        Markup(tag), Markup('').join(contents), tag.split()[0])
+        Markup(tag), Markup('').join(map(escape, contents)), tag.split()[0])
 
 
 def gallery(pictures: Iterable[tuple[Path, Sequence[object]]]) -> Markup:

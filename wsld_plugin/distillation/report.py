@@ -90,11 +90,11 @@ def _result(found: dict[str, Any]) -> list[Any]:
         'had learned them before. This is called distillation.',
         f'Named rightly, of {judged["pictures"]} test pictures:',
         element('div class="cards"', *cards),
-        'Below each share stands its 95% interval (Wilson): in 19 of '
-        '20 cases such an interval holds the share among all pictures of the '
-        'same kind. Nothing was chosen on the test pictures. All figures are of one training of each '
-        'network; another seed would give somewhat different ones, of which '
-        'the intervals know nothing.',
+        'Below each share stands its 95% interval (Wilson): in 19 of 20 cases '
+        'such an interval holds the share among all pictures of the same '
+        'kind. Nothing was chosen on the test pictures. All figures are of '
+        'one training of each network; another seed would give somewhat '
+        'different ones, of which the intervals know nothing.',
         *(_difference(student, name, one)
           for name, one in comparisons.items()),
         *([] if len(comparisons) > 1 else [
