@@ -32,7 +32,7 @@ ARROWS = {
                  'scipy', 'jinja2', 'rich', '.functional', '.checkpoints'),
     'distillation': ('torch', 'pandas', 'mmengine', 'matplotlib', 'rich',
                      'filelock', '.functional', '.checkpoints', '.datasets',
-                     '.analysis', '.compat', '.version'),
+                     '.models', '.analysis', '.compat', '.version'),
     'compat': ('torch', 'numpy', 'mmengine', 'mmcv', 'mmpretrain', 'mmrazor',
                '.checkpoints'),
 }
