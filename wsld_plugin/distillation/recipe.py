@@ -12,7 +12,7 @@ import torch
 from mmengine.config import Config
 
 from ..datasets import PictureFolder
-from ..models import Source, classifier, find_network
+from ..models import NetworkError, Source, classifier, find_network
 from .schedule import network_traits, schedule
 
 _BASES = Path(__file__).resolve().parents[1] / '.mim' / 'configs' / '_base_'
@@ -57,9 +57,23 @@ class Recipe:
     workers: int = 2
 
 
-def default_size(folder: PictureFolder) -> int:
-    """The multiple of 32 next to the pictures' size, up to 224."""
-    return min(max((folder.size + 16) // 32 * 32, 32), 224)
+def default_size(folder: PictureFolder, student: str) -> int:
+    """The multiple of 32 next to the pictures' size, up to 224.
+
+    Or, if the student takes no such pictures, those it was made for.
+
+    Raises:
+        NetworkError: As :func:`wsld_plugin.models.classifier`, or if the
+            student takes neither.
+    """
+    size = min(max((folder.size + 16) // 32 * 32, 32), 224)
+    network = classifier(student, 2, folder.mean, folder.std)
+    try:
+        network_traits(network, size)
+    except NetworkError:
+        size = find_network(student, 'student').size or 224
+        network_traits(network, size)
+    return size
 
 
 def default_batch_size(folder: PictureFolder, processes: int = 1) -> int:
@@ -90,9 +104,8 @@ def caching_pays(recipe: Recipe, epochs: int, place: Path) -> bool:
 
 def student_config(recipe: Recipe) -> Config:
     """Config of the student's training without a teacher."""
-    model = _student(recipe)
-    return _config(recipe, model, model, _student_phase(recipe),
-                   recipe.epochs)
+    model, phase = _student(recipe)
+    return _config(recipe, model, model, phase, recipe.epochs)
 
 
 def teacher_config(recipe: Recipe, source: Source, phase: str,
@@ -141,22 +154,37 @@ def teacher_model(recipe: Recipe,
         combine: What is averaged, ``'probabilities'`` or ``'logits'``.
         weights: Of the members in that; by default equal.
     """
-    folder = recipe.folder
-    members = [
-        dict(
-            network=source.network,
-            num_classes=len(folder.classes),
-            size=source.size,
-            mean=list(source.mean or folder.mean),
-            std=list(source.std or folder.std)) for source in sources
-    ]
+    inputs = dict(
+        mean=list(recipe.folder.mean),
+        std=list(recipe.folder.std),
+        to_rgb=True)
     model = dict(
         type='Teacher',
-        members=members,
-        inputs=dict(
-            mean=list(folder.mean), std=list(folder.std), to_rgb=True),
+        members=[_member(recipe, source, inputs) for source in sources],
+        inputs=inputs,
         combine=combine)
     return model if weights is None else dict(model, weights=list(weights))
+
+
+def _member(recipe: Recipe, source: Source,
+            inputs: Mapping[str, Any]) -> dict[str, Any]:
+    member = dict(
+        network=source.network,
+        num_classes=len(recipe.folder.classes),
+        size=source.size,
+        mean=source.mean and list(source.mean),
+        std=source.std and list(source.std))
+    if source.weights is not None:
+        return member
+    # Trained here, on the student's pictures if it takes them.
+    member.update(size=None, mean=None, std=None)
+    try:
+        network_traits(
+            dict(type='Teacher', members=[member], inputs=inputs),
+            recipe.size)
+    except NetworkError:
+        member['size'] = source.size or 224
+    return member
 
 
 def distillation_config(recipe: Recipe,
@@ -182,7 +210,7 @@ def distillation_config(recipe: Recipe,
             most those of the recipe.
         cache: Folder of the teacher's answers, the same for all trials.
     """
-    student, ckpt = _student(recipe), str(teacher_ckpt.absolute())
+    (student, phase), ckpt = _student(recipe), str(teacher_ckpt.absolute())
     networks = [student] if cache else [student, teacher]
     # Whatever a head is made of, its loss gets logits and labels.
     loss = 'head.loss_module' if 'head' in student else 'loss_module'
@@ -206,8 +234,8 @@ def distillation_config(recipe: Recipe,
             teacher=teacher,
             teacher_ckpt=ckpt)
         model['teacher_ckpt'] = None
-    cfg = _config(recipe, model, student, _student_phase(recipe), epochs
-                  or recipe.epochs, 'distill/wsld')
+    cfg = _config(recipe, model, student, phase, epochs or recipe.epochs,
+                  'distill/wsld')
     # It was validated by its own training.
     del cfg.default_hooks.validate_teacher
     cfg.default_hooks.fast_step.channels_last = all(
@@ -223,15 +251,12 @@ def distillation_config(recipe: Recipe,
     return cfg
 
 
-def _student(recipe: Recipe) -> dict[str, Any]:
+def _student(recipe: Recipe) -> tuple[dict[str, Any], str]:
+    """The student, and from where it learns."""
     folder = recipe.folder
-    return classifier(recipe.student, len(folder.classes), folder.mean,
-                      folder.std)
-
-
-def _student_phase(recipe: Recipe) -> str:
-    trained = find_network(recipe.student, 'student').weights is not None
-    return 'all' if trained else 'scratch'
+    model = classifier(recipe.student, len(folder.classes), folder.mean,
+                       folder.std)
+    return model, 'all' if model.get('init_cfg') else 'scratch'
 
 
 def _config(recipe: Recipe,
@@ -246,8 +271,7 @@ def _config(recipe: Recipe,
     # A few pictures say little, and BatchNorm learns nothing of one.
     drop = steps > 0 and 2 * rest < recipe.batch_size
     traits = network_traits(network, recipe.size)
-    settings = schedule(traits.attention, phase, epochs,
-                        steps if drop else steps + 1,
+    settings = schedule(traits.adam, phase, epochs, steps + (not drop),
                         recipe.batch_size * recipe.processes, recipe.dtype)
     cfg = Config.fromfile(_BASES / f'{base}.py')
     cfg.merge_from_dict(
@@ -291,38 +315,32 @@ def _data(recipe: Recipe, drop_last: bool) -> dict[str, Any]:
         dict(resize, scale=size if size < _LARGE else size * 8 // 7),
         dict(type='CenterCrop', crop_size=size)
     ]
-    found: dict[str, Any] = dict(
-        train_dataloader=dict(
-            _loader(recipe, 'train', learn),
-            batch_size=recipe.batch_size,
-            drop_last=drop_last,
+    found: dict[str, Any] = {}
+    for split in ('train', 'val', 'test'):
+        learns = split == 'train'
+        loader = found[f'{split}_dataloader'] = dict(
+            batch_size=recipe.batch_size if learns else max(
+                64, recipe.batch_size),
+            num_workers=recipe.workers,
             # Those that live on have random numbers that no resumed training
             # could restore.
-            persistent_workers=False,
-            sampler=dict(type='DefaultSampler', shuffle=True)))
-    for split in ('val', 'test'):
-        found[f'{split}_dataloader'] = dict(
-            _loader(recipe, split, judge),
-            batch_size=max(64, recipe.batch_size),
-            persistent_workers=recipe.workers > 0,
-            sampler=dict(type='DefaultSampler', shuffle=False))
-        found[f'{split}_evaluator'] = dict(
-            type='Accuracy', topk=[1, 5] if many else [1])
+            persistent_workers=not learns and recipe.workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            collate_fn=dict(type='default_collate'),
+            sampler=dict(type='DefaultSampler', shuffle=learns),
+            dataset=dict(
+                type='CustomDataset',
+                data_prefix=str(recipe.folder.root.absolute()),
+                ann_file=str((recipe.lists / f'{split}.txt').absolute()),
+                metainfo=dict(classes=list(recipe.folder.classes)),
+                pipeline=[
+                    dict(type='LoadImageFromFile'),
+                    *(learn if learns else judge),
+                    dict(type='PackInputs')
+                ]))
+        if learns:
+            loader['drop_last'] = drop_last
+        else:
+            found[f'{split}_evaluator'] = dict(
+                type='Accuracy', topk=[1, 5] if many else [1])
     return found
-
-
-def _loader(recipe: Recipe, split: str,
-            transforms: Sequence[Any]) -> dict[str, Any]:
-    return dict(
-        num_workers=recipe.workers,
-        pin_memory=torch.cuda.is_available(),
-        collate_fn=dict(type='default_collate'),
-        dataset=dict(
-            type='CustomDataset',
-            data_prefix=str(recipe.folder.root.absolute()),
-            ann_file=str((recipe.lists / f'{split}.txt').absolute()),
-            metainfo=dict(classes=list(recipe.folder.classes)),
-            pipeline=[
-                dict(type='LoadImageFromFile'), *transforms,
-                dict(type='PackInputs')
-            ]))

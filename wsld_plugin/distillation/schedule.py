@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from mmengine.registry import MODELS
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..models import NetworkError
 
 # Learning rates for batches of 64: of a network with random weights, of one
 # with trained weights, and of a new last layer on features that stay.
@@ -23,11 +26,12 @@ class Traits(NamedTuple):
     """What a training must know of a network.
 
     Attributes:
-        attention: Whether it has LayerNorm, as networks with attention do.
+        adam: Whether SGD is no optimizer for it: it has LayerNorm, as
+            networks with attention do, or no BatchNorm.
         channels_last: Whether it takes feature maps in that layout.
     """
 
-    attention: bool
+    adam: bool
     channels_last: bool
 
 
@@ -36,8 +40,10 @@ def network_traits(model: Mapping[str, Any], size: int) -> Traits:
 
     Args:
         model: Config for mmpretrain's ``MODELS``.
-        size: Of the pictures, in pixels. What the network raises for it goes
-            through.
+        size: Of the pictures, in pixels.
+
+    Raises:
+        NetworkError: If it takes no pictures of this size.
     """
     return _traits(json.dumps(_untrained(model), sort_keys=True), size)
 
@@ -47,9 +53,18 @@ def _traits(model: str, size: int) -> Traits:
     pictures = torch.zeros(2, 3, size, size)
     with torch.random.fork_rng([]), torch.no_grad():
         network = MODELS.build(dict(json.loads(model), _scope_='mmpretrain'))
-        network.eval()(pictures, mode='tensor')
-        attention = any(
-            isinstance(one, nn.LayerNorm) for one in network.modules())
+        try:
+            network.eval()(pictures, mode='tensor')
+        except (AssertionError, IndexError, RuntimeError, TypeError,
+                ValueError) as error:
+            raise NetworkError(
+                f'the network takes no pictures of {size} x {size} pixels: '
+                f'{" ".join(str(error).split())}') from error
+        norms = {
+            kind
+            for one in network.modules() for kind in (nn.LayerNorm, _BatchNorm)
+            if isinstance(one, kind)
+        }
         layout = torch.channels_last
         try:
             network.to(memory_format=layout)(
@@ -57,8 +72,8 @@ def _traits(model: str, size: int) -> Traits:
         except RuntimeError as error:
             if 'view size is not' not in str(error):
                 raise
-            return Traits(attention, False)
-    return Traits(attention, True)
+            layout = None
+    return Traits(norms != {_BatchNorm}, layout is not None)
 
 
 def _untrained(model: Any) -> Any:
@@ -67,21 +82,19 @@ def _untrained(model: Any) -> Any:
         return {
             key: _untrained(value)
             for key, value in model.items()
-            if key not in ('weights', 'init_cfg')
+            if key not in ('weights', 'init_cfg', 'pretrained')
         }
     return [*map(_untrained, model)] if isinstance(
         model, (list, tuple)) else model
 
 
-def schedule(attention: bool, phase: str, epochs: int, steps: int, batch: int,
+def schedule(adam: bool, phase: str, epochs: int, steps: int, batch: int,
              dtype: str) -> dict[str, Any]:
     """Settings of a training: warm-up, then half a cosine down to 0.
 
-    SGD is for convolutions, AdamW for networks with attention and for a last
-    layer alone, whose features have any scale.
-
     Args:
-        attention: Whether the network has it.
+        adam: Of the network's traits. A last layer alone gets AdamW, too,
+            for its features have any scale.
         phase: ``'scratch'``; ``'all'``, from trained weights; or ``'head'``.
         epochs: Length of the training.
         steps: Iterations of an epoch.
@@ -92,26 +105,24 @@ def schedule(attention: bool, phase: str, epochs: int, steps: int, batch: int,
         ``optim_wrapper``, ``param_scheduler`` and ``train_cfg``, with at most
         twelve validations.
     """
+    adam = adam or phase == 'head'
     more = min(batch, _LARGEST_BATCH) / _BATCH
-    if attention or phase == 'head':
-        # Adam's steps do not grow with the gradient: the root is its rule.
-        rate, share = _ADAMW[phase] * more**0.5, 10
-        wrapper = dict(
-            type='OptimWrapper',
-            optimizer=dict(type='AdamW', weight_decay=0.05),
+    # Adam's steps do not grow with the gradient: the root is its rule.
+    rate = _ADAMW[phase] * more**0.5 if adam else _SGD[phase] * more
+    optimizer: dict[str, Any] = dict(
+        type='AdamW', weight_decay=0.05) if adam else dict(
+            type='SGD',
+            momentum=0.9,
+            nesterov=True,
+            weight_decay=5e-4 if phase == 'scratch' else 1e-4)
+    wrapper: dict[str, Any] = dict(
+        type='OptimWrapper',
+        optimizer=dict(optimizer, lr=float(f'{rate:.3g}')))
+    if adam:
+        wrapper.update(
+            clip_grad=dict(max_norm=1.0),
             paramwise_cfg=dict(
-                norm_decay_mult=0.0, bias_decay_mult=0.0, flat_decay_mult=0.0),
-            clip_grad=dict(max_norm=1.0))
-    else:
-        rate, share = _SGD[phase] * more, 20
-        wrapper = dict(
-            type='OptimWrapper',
-            optimizer=dict(
-                type='SGD',
-                momentum=0.9,
-                nesterov=True,
-                weight_decay=5e-4 if phase == 'scratch' else 1e-4))
-    wrapper['optimizer']['lr'] = float(f'{rate:.3g}')
+                norm_decay_mult=0.0, bias_decay_mult=0.0, flat_decay_mult=0.0))
     if dtype != 'float32':
         wrapper.update(
             type='AmpOptimWrapper',
@@ -119,7 +130,7 @@ def schedule(attention: bool, phase: str, epochs: int, steps: int, batch: int,
             loss_scale='dynamic' if dtype == 'float16' else 1.0)
     total = epochs * steps
     # mmengine's LinearLR needs two steps; few steps are too short for any.
-    warm = max(2, total // share) if total > 8 else 0
+    warm = max(2, total // (10 if adam else 20)) if total > 8 else 0
     rising = dict(
         type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=warm)
     falling = dict(
@@ -150,5 +161,4 @@ def default_dtype() -> str:
     except OSError:
         return 'float32'
     # Without them torch imitates it, slowly.
-    has = flags & {'amx_bf16', 'avx512_bf16'}
-    return 'bfloat16' if has else 'float32'
+    return 'bfloat16' if flags & {'amx_bf16', 'avx512_bf16'} else 'float32'
