@@ -7,13 +7,12 @@ from contextlib import contextmanager
 from copy import deepcopy
 from difflib import get_close_matches
 from importlib import import_module
-from inspect import Parameter, signature
+from inspect import signature
 from typing import Any, Optional, Union
 from unittest import mock
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-import torch
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, fx, nn
 
@@ -23,11 +22,6 @@ from ..checkpoints import (
     read_checkpoint,
     student_weights,
 )
-
-HUGGING_FACE_FILES = ('config.json, preprocessor_config.json and '
-                      'model.safetensors of {}')
-# A network, and whether all its weights were loaded.
-Built = tuple[nn.Module, bool]
 
 
 class NetworkError(ValueError):
@@ -39,15 +33,18 @@ class Network(nn.Module):
 
     Attributes:
         network: The library's own module.
+        num_classes: C.
         is_init: Whether all its weights were loaded, the last layer's too.
     """
 
     def __init__(self,
                  network: nn.Module,
+                 num_classes: int,
                  is_init: bool,
                  config: Optional[Mapping[str, Any]] = None) -> None:
         super().__init__()
-        self.network, self.is_init = network, is_init
+        self.network = network
+        self.num_classes, self.is_init = num_classes, is_init
         pixels = (config or {}).get('data_preprocessor') or {}
         self._bgr = not pixels.get('to_rgb', True)
         self._openmmlab = config is not None
@@ -60,11 +57,11 @@ class Network(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits of pictures in the network's own normalisation."""
         outputs = self.network(inputs.flip(1) if self._bgr else inputs)
-        return _logits(outputs, self._openmmlab)
+        return _logits(outputs, self.num_classes, self._openmmlab)
 
 
 @fx.wrap
-def _logits(outputs: Any, summed: bool) -> Tensor:
+def _logits(outputs: Any, num_classes: int, added: bool) -> Tensor:
     """The logits in what a classifier puts out, whatever holds them."""
     if isinstance(outputs, Mapping):
         outputs = outputs['logits']
@@ -72,10 +69,11 @@ def _logits(outputs: Any, summed: bool) -> Tensor:
     if isinstance(outputs, (tuple, list)):
         # mmpretrain's Conformer adds its two; the further ones of others
         # only help to train them.
-        outputs = sum(outputs) if summed else outputs[0]
-    if not isinstance(outputs, Tensor) or outputs.dim() != 2:
-        raise TypeError('a teacher must put out logits (N, classes), got '
-                        f'{getattr(outputs, "shape", type(outputs).__name__)}')
+        outputs = sum(outputs) if added else outputs[0]
+    shape = tuple(getattr(outputs, 'shape', ()))
+    if len(shape) != 2 or shape[1] != num_classes:
+        raise ValueError('a network must put out logits (N, classes) of '
+                         f'{num_classes} classes, got {shape or outputs}')
     return outputs
 
 
@@ -100,83 +98,81 @@ def build_network(network: Union[str, Mapping[str, Any]],
         NetworkError: In one line, if there is no such network, or if its
             weights cannot be had (says which file goes where) or do not fit.
     """
-    pretrained = weights == 'pretrained'
-    if isinstance(network, Mapping):
-        name = str(network.get('type'))
-        if pretrained:
-            raise NetworkError(f"{name}: weights='pretrained' is for names; "
-                               'for a config, name their file or URL')
-        with DefaultScope.overwrite_default_scope('mmpretrain'):
-            built = MODELS.build(set_classes(network, num_classes))
-        # Or what timm has loaded would be initialised anew.
-        made = Network(built, bool(network.get('pretrained')), network)
-    else:
-        name = network
-        library, _, path = network.partition(':')
-        if library not in _LIBRARIES or not path:
-            raise NetworkError(f'{network}: expected a config or one of ' +
-                               ', '.join(f'{key}:...' for key in _LIBRARIES))
-        try:
-            made = Network(*_LIBRARIES[library](path, num_classes, pretrained))
-        except CheckpointError as error:
-            raise NetworkError(f'{name}: {error}') from error
-    if weights is not None and not pretrained:
-        try:
-            made.is_init = load_own(made.network, weights, num_classes)
-        except (CheckpointError, OSError) as error:
-            raise NetworkError(f'{name}@{weights}: {error}') from error
-    return made
+    name, config = str(network), None
+    try:
+        if isinstance(network, Mapping):
+            name, config = str(network.get('type')), network
+            with DefaultScope.overwrite_default_scope('mmpretrain'):
+                built = MODELS.build(set_classes(network, num_classes))
+            # Or what timm has loaded would be initialised anew.
+            known = bool(network.get('pretrained'))
+        else:
+            library, _, path = network.partition(':')
+            if library not in _LIBRARIES or not path:
+                raise NetworkError(
+                    f'{network}: expected a config or one of ' +
+                    ', '.join(f'{key}:...' for key in _LIBRARIES))
+            built, known = _LIBRARIES[library](path, num_classes,
+                                               weights == 'pretrained')
+        if weights not in (None, 'pretrained'):
+            known = load_own(built, str(weights), num_classes)
+    except (CheckpointError, OSError) as error:
+        raise NetworkError(f'{name}: {error}') from error
+    return Network(built, num_classes, known, config)
 
 
-def last_layers(network: nn.Module) -> dict[str, nn.Module]:
+def last_layers(network: nn.Module,
+                num_classes: Optional[int] = None) -> dict[str, Any]:
     """The layers that put out logits, by their names.
 
     They are the last linear or 1 x 1 convolutional one, and those directly
     before it with as many outputs, as networks with two heads have.
 
     Raises:
-        NetworkError: If there is none.
+        NetworkError: If there is none, or it has not ``num_classes``.
     """
-    found = [(name, part) for name, part in network.named_modules()
-             if isinstance(part, nn.Linear) or (
-                 isinstance(part, nn.Conv2d) and part.kernel_size == (1, 1))]
-    layers: dict[str, nn.Module] = {}
-    for name, part in reversed(found):
-        if layers and len(part.weight) != len(next(iter(
-                layers.values())).weight):  # type: ignore[arg-type]
-            break
-        layers[name] = part
+    layers: dict[str, Any] = {}
+    for name, part in reversed([*network.named_modules()]):
+        if isinstance(part, nn.Linear) or getattr(part, 'kernel_size',
+                                                  0) == (1, 1):
+            width = len(part.weight)  # type: ignore[arg-type]
+            if width != (num_classes or width):
+                break
+            num_classes, layers[name] = width, part
     if not layers:
-        raise NetworkError(f'{type(network).__name__} has no linear or 1 x 1 '
-                           'convolutional layer that could be its last')
+        raise NetworkError(f'{type(network).__name__}: its last layer is no '
+                           f'linear one with {num_classes or "any"} outputs')
     return layers
 
 
 def set_classes(config: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
-    """An mmpretrain classifier's config for another number of classes."""
-    config = deepcopy(dict(config))
+    """An mmpretrain classifier's config for another number of classes.
+
+    Raises:
+        NetworkError: If it has not one head.
+    """
+    changed: dict[str, Any] = deepcopy(dict(config))
     kind = str(config.get('type')).rpartition('.')[2]
-    if kind == 'TimmClassifier':
-        config['num_classes'] = num_classes
-        return config
-    if kind == 'HuggingFaceClassifier':
-        config['num_labels'] = num_classes
-        if config.get('pretrained'):
-            config['ignore_mismatched_sizes'] = True
-        return config
-    head, backbone = config.get('head'), config.get('backbone')
+    if kind in ('TimmClassifier', 'HuggingFaceClassifier'):
+        changed['num_classes' if kind[0] == 'T' else 'num_labels'
+                ] = num_classes
+        if kind[0] == 'H' and config.get('pretrained'):
+            changed['ignore_mismatched_sizes'] = True
+        return changed
+    head, backbone = changed.get('head'), changed.get('backbone')
     if not isinstance(head, dict) or not isinstance(backbone, dict):
         raise NetworkError(f'{kind}: expected a classifier with a backbone '
                            'and one head')
-    if str(head.get('type')).rpartition('.')[2] != 'ClsHead':
-        head['num_classes'] = num_classes
-    if 'num_classes' in backbone:
-        backbone['num_classes'] = num_classes
-    topk = head.get('topk', (1, ))
+    # This one passes on what the backbone puts out.
+    counting = head
+    if str(head.get('type')).rpartition('.')[2] == 'ClsHead':
+        counting = backbone
+    counting['num_classes'] = num_classes
+    topk = head.get('topk', 1)
     head['topk'] = tuple(
         k for k in ([topk] if isinstance(topk, int) else topk)
         if k <= num_classes)
-    return config
+    return changed
 
 
 def load_own(network: nn.Module, path: str, num_classes: int) -> bool:
@@ -189,6 +185,9 @@ def load_own(network: nn.Module, path: str, num_classes: int) -> bool:
 
     Returns:
         Whether the last layers' were loaded, too.
+
+    Raises:
+        CheckpointError: If it cannot be read or does not fit.
     """
     if path.endswith('.safetensors'):
         from safetensors import SafetensorError
@@ -204,40 +203,40 @@ def load_own(network: nn.Module, path: str, num_classes: int) -> bool:
         elif all(key.startswith('module.') for key in weights):
             weights = {key[7:]: value for key, value in weights.items()}
     own = network.state_dict()
-    new = [
-        key for key, value in weights.items()
-        if key in own and value.shape != own[key].shape
+    new = {
+        key: own[key]
+        for key, value in weights.items() if key in own
+        and len(own[key]) == num_classes != len(value)
         and value.shape[1:] == own[key].shape[1:]
-        and own[key].shape[0] == num_classes
-    ]
-    load_weights(network, {
-        **weights,
-        **{key: own[key]
-           for key in new}
-    }, path)
+    }
+    load_weights(network, {**weights, **new}, path)
     return not new
 
 
-def _timm(name: str, num_classes: int, pretrained: bool) -> Built:
+def _timm(name: str, num_classes: int,
+          pretrained: bool) -> tuple[nn.Module, bool]:
     import timm
     check_name('timm', name)
-    where = timm.get_pretrained_cfg(name)
-    with hub(f'timm:{name}', f'model.safetensors of {where.hf_hub_id}',
-              f'timm:{name}@FILE'):
+    seen: Any = timm.get_pretrained_cfg(name)
+    with hub(f'timm:{name}', f'model.safetensors of {seen.hf_hub_id}',
+             f'timm:{name}@FILE'):
         built = timm.create_model(
             name, pretrained=pretrained, num_classes=num_classes)
-    own = built.pretrained_cfg.get('num_classes')
-    return built, pretrained and own == num_classes
+    return built, pretrained and seen.num_classes == num_classes
 
 
-def _torchvision(name: str, num_classes: int, pretrained: bool) -> Built:
+def _torchvision(name: str, num_classes: int,
+                 pretrained: bool) -> tuple[nn.Module, bool]:
     from torchvision import models
     check_name('torchvision', name)
-    extra: dict[str, Any] = {}
+    extra = {}
     if name in ('googlenet', 'inception_v3'):
         # What their published weights are for.
-        extra = dict(transform_input=True, aux_logits=True, init_weights=not pretrained)
-    built = models.get_model(name, num_classes=num_classes, **extra)
+        extra = dict(
+            transform_input=True,
+            aux_logits=True,
+            init_weights=not pretrained)
+    built: Any = models.get_model(name, num_classes=num_classes, **extra)
     known = pretrained and load_own(
         built,
         models.get_model_weights(name).DEFAULT.url, num_classes)
@@ -248,10 +247,11 @@ def _torchvision(name: str, num_classes: int, pretrained: bool) -> Built:
     return built, known
 
 
-def _hugging_face(name: str, num_classes: int, pretrained: bool) -> Built:
+def _hugging_face(name: str, num_classes: int,
+                  pretrained: bool) -> tuple[nn.Module, bool]:
     from transformers import AutoConfig
     from transformers import AutoModelForImageClassification as Auto
-    with hub(f'hf:{name}', HUGGING_FACE_FILES.format(name), 'hf:FOLDER'):
+    with hub(f'hf:{name}', f'the files of {name}', 'hf:FOLDER'):
         config = AutoConfig.from_pretrained(name)
         config.num_labels = num_classes
         if not pretrained:
@@ -259,39 +259,45 @@ def _hugging_face(name: str, num_classes: int, pretrained: bool) -> Built:
         built, found = Auto.from_pretrained(
             name,
             config=config,
-            dtype=torch.float32,
             ignore_mismatched_sizes=True,
             output_loading_info=True)
-    return built, not (found['missing_keys'] or found['mismatched_keys'])
+    # Their files may be in half precision.
+    return built.float(), not (found['missing_keys']
+                               or found['mismatched_keys'])
 
 
-def _python(path: str, num_classes: int, pretrained: bool) -> Built:
+def _python(path: str, num_classes: int,
+            pretrained: bool) -> tuple[nn.Module, bool]:
     function = find_function(path)
-    takes = signature(function).parameters
-    built = function(
-        **dict(num_classes=num_classes) if 'num_classes' in takes or any(
-            one.kind is Parameter.VAR_KEYWORD for one in takes.values()
-        ) else {})
+    takes = 'num_classes' in signature(function).parameters
+    given = dict(num_classes=num_classes) if takes else {}
+    try:
+        signature(function).bind(**given)
+    except TypeError as error:
+        raise NetworkError(f'python:{path}: {error}; expected a function of '
+                           'num_classes or nothing') from error
+    built = function(**given)
     if not isinstance(built, nn.Module):
         raise NetworkError(f'python:{path} must return an nn.Module, got '
                            f'{type(built).__name__}')
-    layers = last_layers(built)
-    known = True
-    for name, old in layers.items():
-        if len(old.weight) == num_classes:  # type: ignore[arg-type]
-            continue
-        known = False
+    layers = {} if takes else last_layers(built)
+    other = {
+        name: old
+        for name, old in layers.items() if len(old.weight) != num_classes
+    }
+    for name, old in other.items():
         bias = old.bias is not None
-        new = (nn.Linear(old.in_features, num_classes, bias)
-               if isinstance(old, nn.Linear) else nn.Conv2d(
-                   old.in_channels, num_classes, 1, bias=bias))
         parent, _, last = name.rpartition('.')
-        setattr(built.get_submodule(parent), last, new)
-    return built, pretrained and known
+        setattr(
+            built.get_submodule(parent), last,
+            nn.Linear(old.in_features, num_classes, bias) if isinstance(
+                old, nn.Linear) else nn.Conv2d(
+                    old.in_channels, num_classes, 1, bias=bias))
+    return built, pretrained and not other
 
 
 def find_function(path: str) -> Callable[..., Any]:
-    """Own code, by ``MODULE.FUNCTION``."""
+    """Own code, by ``MODULE.FUNCTION``; a NetworkError if there is none."""
     module, _, name = path.rpartition('.')
     try:
         found = getattr(import_module(module), name)
@@ -302,7 +308,7 @@ def find_function(path: str) -> Callable[..., Any]:
     if not callable(found):
         raise NetworkError(f'python:{path} is a {type(found).__name__}, not '
                            'a function')
-    return found
+    return found  # type: ignore[no-any-return]
 
 
 @contextmanager
@@ -328,22 +334,18 @@ def hub(spec: str, files: str, instead: str) -> Iterator[None]:
         with mock.patch.object(constants, 'HF_HUB_OFFLINE', offline):
             yield
     except (OSError, ValueError) as error:
-        if isinstance(error, NetworkError):
-            raise
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        said = said.partition('. ')[0]
+        said = (str(error).strip() or repr(error)).splitlines()[0]
         raise NetworkError(
             f'{spec} is not in {constants.HF_HUB_CACHE} and cannot be had: '
-            f'{said}; fetch {files} from {constants.ENDPOINT} elsewhere and '
-            f'write {instead}') from error
+            f'{said.partition(". ")[0]}; fetch {files} from '
+            f'{constants.ENDPOINT} elsewhere and write {instead}') from error
 
 
 def check_name(library: str, name: str) -> None:
     """Refuse a name that timm or torchvision has no classifier of."""
     if library == 'timm':
         import timm
-        names = timm.list_models()
-        known = timm.is_model(name)
+        names, known = timm.list_models(), timm.is_model(name)
     else:
         from torchvision import models
         names = models.list_models(module=models)
@@ -362,5 +364,9 @@ def similar(name: str, names: Iterable[str]) -> str:
     return f'; similar: {", ".join(close)}' if close else ''
 
 
-_LIBRARIES: dict[str, Callable[[str, int, bool], Built]] = dict(
-    timm=_timm, torchvision=_torchvision, hf=_hugging_face, python=_python)
+_LIBRARIES: dict[str, Callable[[str, int, bool], tuple[nn.Module, bool]]] = {
+    'timm': _timm,
+    'torchvision': _torchvision,
+    'hf': _hugging_face,
+    'python': _python,
+}

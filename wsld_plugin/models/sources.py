@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
 
 from mmengine.config import Config
-from mmengine.registry import DATASETS, DefaultScope
 from mmengine.utils import import_modules_from_strings
 
 from ..checkpoints import (
@@ -16,10 +15,10 @@ from ..checkpoints import (
     download_checkpoint,
     read_checkpoint,
     student_checkpoint,
+    student_model,
 )
 from ..config import ConfigError, load_config
 from .building import (
-    HUGGING_FACE_FILES,
     NetworkError,
     build_network,
     check_name,
@@ -28,18 +27,15 @@ from .building import (
     set_classes,
     similar,
 )
-from .networks import NETWORKS, network
+from .networks import NETWORKS
+from .networks import network as network_of_table
 
 __all__ = [
     'NetworkError', 'Source', 'build_network', 'classifier', 'find_network',
-    'logits_source'
+    'logits_source', 'zoo_name'
 ]
 
 Pixels = tuple[float, float, float]
-_MEAN: Pixels = (123.675, 116.28, 103.53)
-_STD: Pixels = (58.395, 57.12, 57.375)
-# Heads of mmpretrain whose training has no logits of one kind.
-_NO_STUDENTS = ('ConformerHead', )
 
 
 class Source(NamedTuple):
@@ -68,15 +64,16 @@ def find_network(spec: str, role: str = 'teacher') -> Source:
     """Find out what the name of a network means.
 
     Args:
-        spec: ``SOURCE[@WEIGHTS]``. SOURCE is a name of mmpretrain's zoo, its
-            beginning (the plainest of several, see :func:`zoo_name`) or one
-            of our table; ``timm:NAME``, ``torchvision:NAME``, ``hf:NAME`` or
-            ``hf:FOLDER``; ``python:MODULE.FUNCTION``, whose function may take
-            ``num_classes`` and may have the attributes
-            ``preprocessing=dict(size=, mean=, std=)`` and ``classes``, or its
-            module may; an mmpretrain config; a checkpoint with its config
-            inside, as all of ours have, or the folder of a run with one.
-            WEIGHTS is ``none``, ``pretrained``, a file or a URL.
+        spec: ``SOURCE[@WEIGHTS]``. SOURCE is a name of mmpretrain's zoo or
+            its beginning (see :func:`zoo_name`) or one of our table;
+            ``timm:NAME``, ``torchvision:NAME``, ``hf:NAME`` or
+            ``hf:FOLDER``; ``python:MODULE.FUNCTION``, own code that returns
+            a network and may take ``num_classes``: FUNCTION, or MODULE, may
+            have ``preprocessing = dict(size=, mean=, std=)``, by default
+            ImageNet's, and ``classes``; a config ``FILE.py``; a checkpoint
+            ``FILE.pth`` with its config inside, as mmengine and we write it,
+            or the folder of a run. WEIGHTS is ``none``, ``pretrained``, a
+            file or a URL.
         role: Without WEIGHTS, a ``'teacher'`` has those of its SOURCE and a
             ``'student'`` none.
 
@@ -85,22 +82,28 @@ def find_network(spec: str, role: str = 'teacher') -> Source:
     """
     if role not in ('teacher', 'student'):
         raise ValueError(f"role must be 'teacher' or 'student', got {role!r}")
-    name, _, given = spec.rpartition('@')
-    if not name or Path(spec).exists():
-        name, given = spec, ''
-    weights: Optional[str] = given or (
-        'pretrained' if role == 'teacher' else 'none')
-    weights = None if weights == 'none' else weights
+    name, given = spec, ''
+    if '@' in spec and not Path(spec).exists():
+        name, _, given = spec.rpartition('@')
     if given not in ('', 'none', 'pretrained') and '://' not in given and (
             not Path(given).is_file()):
         raise NetworkError(f'{spec}: there is no file {given}')
-    library, colon, path = name.partition(':')
-    if colon and library in _LIBRARIES:
+    weights: Optional[str] = given or (
+        'pretrained' if role == 'teacher' else 'none')
+    weights = None if weights == 'none' else weights
+    library, _, path = name.partition(':')
+    if path and library in _LIBRARIES:
         return _LIBRARIES[library](path, weights)
-    if Path(name).is_dir() or Path(name).suffix in ('.pth', '.pt'):
-        return _of_run(name, weights)
     if Path(name).suffix == '.py':
-        return _of_config(name, weights)
+        try:
+            config = load_config(name)
+        except ConfigError as error:
+            raise NetworkError(str(error)) from error
+        if weights == 'pretrained':
+            weights = config.get('load_from')
+        return _of_config(config, name, weights)
+    if Path(name).is_dir() or Path(name).suffix == '.pth':
+        return _of_run(Path(name), weights)
     return _of_zoo(name, weights, demanded=given == 'pretrained')
 
 
@@ -131,14 +134,12 @@ def classifier(spec: str, num_classes: int, mean: Sequence[float],
         raise NetworkError(f'{spec}: these weights are for BGR pictures')
     config = set_classes(source.network, num_classes)
     logits_source(config)
-    config.pop('train_cfg', None)
     config['data_preprocessor'] = dict(
         num_classes=num_classes, mean=[*mean], std=[*std], to_rgb=True)
     head = config['head']
     head['loss'] = dict(type='CrossEntropyLoss', loss_weight=1.0)
-    head.pop('cal_acc', None)
     if str(head['type']) in ('LeViTClsHead', 'EfficientFormerClsHead'):
-        # mmpretrain trains them without their second output alone.
+        # mmpretrain trains these without their second layer alone.
         head['distillation'] = False
     if source.weights:
         try:
@@ -166,158 +167,158 @@ def logits_source(config: Mapping[str, Any]) -> str:
     """
     kind = str(config.get('type')).rpartition('.')[2]
     head = str(config.get('head', {}).get('type')).rpartition('.')[2]
-    if kind != 'ImageClassifier' or head in _NO_STUDENTS:
-        raise NetworkError(f'{kind} with {head}: its training has no single '
-                           'logits to distil')
+    if kind != 'ImageClassifier' or head == 'ConformerHead':
+        raise NetworkError(f'a {kind} with {head} has no one module that '
+                           'puts out its logits')
     return 'head.fc' if head == 'LinearClsHead' else 'head'
 
 
 def zoo_name(name: str) -> str:
     """The model of mmpretrain's zoo that a name, or its beginning, means.
 
-    An exact name means itself. Otherwise the name must be the first part of
-    the model's (``resnet34``), but for sizes of patches and windows
-    (``vit-base`` of ``vit-base-p16``), or go on to a further part
-    (``resnet34_8xb32``). Of several that fit, the one that was trained on
-    ImageNet-1k alone, whose weights are published, by mmpretrain itself, and
-    whose name has the fewest words, is meant; of those, the first in the
-    alphabet.
+    An exact name means itself. Any other must be the beginning of a model's
+    up to a ``_``, but may lack sizes of patches, windows and the like
+    (``vit-base`` of ``vit-base-p16_...``). Of several, in this order: the
+    one for ImageNet-1k; from scratch; with published weights; trained by
+    mmpretrain itself; with the fewest words; first in the alphabet.
 
     Raises:
         NetworkError: If there is none; names similar ones.
     """
     from mmpretrain.apis.model import ModelHub
     ModelHub._register_mmpretrain_models()
-    name = name.lower()
     models = {
         key: model
         for key, model in ModelHub._models_dict.items() if any(
-            one.task == 'Image Classification' for one in model.results or [])
+            one.task == 'Image Classification' for one in model.results or ())
     }
-    if name in models:
-        return name
-    fits = re.compile(re.escape(name) + r'(-[pws]?\d+|-\d+x\w+?)*_')
-    fitting = [key for key in models if fits.match(key)]
-    if not fitting:
-        parts = {key.split('_')[0] for key in models} | {*NETWORKS}
+    if name.lower() in models:
+        return name.lower()
+    fits = re.compile(
+        re.escape(name.lower()) + r'(-[pws]?\d+|-\d+x\w+?)*_').match
+    if not any(map(fits, models)):
         raise NetworkError(
-            f'{name} is no network of mmpretrain or of ours' +
-            similar(name, parts))
+            f"{name} is no network of mmpretrain's or ours, none of "
+            f'{", ".join(f"{key}:..." for key in _LIBRARIES)}, no config and '
+            'no run' + similar(
+                name, [*(key.partition('_')[0] for key in models), *NETWORKS]))
     return min(
-        fitting,
-        key=lambda key: (
-            not key.endswith('_in1k'), 'in21k' in key or '-pre_' in key,
-            not models[key].weights, '3rdparty' in key, len(re.split('[-_]', key)), key))
+        filter(fits, models),
+        key=lambda key:
+        (not key.endswith('_in1k'), 'in21k' in key or '-pre_' in key,
+         not models[key].weights, '3rdparty' in key, len(
+             re.split('[-_]', key)), key))
 
 
 def _of_zoo(name: str, weights: Optional[str], demanded: bool) -> Source:
+    from mmpretrain.apis.model import ModelHub
     try:
-        model = zoo_name(name)
+        model = ModelHub.get(zoo_name(name))
     except NetworkError:
         if name not in NETWORKS:
             raise
-        if demanded:
-            raise NetworkError(f'{name} has no published weights') from None
-        config = network(name, 'in1k')
-        del config['data_preprocessor']
-        return Source(config, None if weights == 'pretrained' else weights)
-    from mmpretrain.apis.model import ModelHub
-    found = ModelHub.get(model)
+        model = None
     if weights == 'pretrained':
-        weights = found.weights
+        weights = model and model.weights
         if demanded and not weights:
-            raise NetworkError(f'{model} has no published weights')
-    return _of_openmmlab(found.config, weights)
+            raise NetworkError(f'{name} has no published weights')
+    if model is None:
+        config = network_of_table(name, 'in1k')
+        del config['data_preprocessor']
+        return Source(config, weights)
+    # Some start from the weights of others.
+    found = _of_config(model.config, name, weights)
+    return found._replace(network=_without_weights(found.network))
 
 
-def _of_config(path: str, weights: Optional[str]) -> Source:
-    try:
-        config = load_config(path)
-    except ConfigError as error:
-        raise NetworkError(str(error)) from error
-    if 'model' not in config:
-        raise NetworkError(f'{path} has no model')
-    if weights == 'pretrained':
-        weights = config.get('load_from')
-    return _of_openmmlab(config, weights)
+def _without_weights(config: Any) -> Any:
+    """A config without what would load weights."""
+    if isinstance(config, Mapping):
+        return {
+            key: _without_weights(value)
+            for key, value in config.items()
+            if key != 'init_cfg' or 'Pretrained' not in str(value)
+        }
+    if isinstance(config, (list, tuple)):
+        return type(config)(map(_without_weights, config))
+    return config
 
 
-def _of_run(path: str, weights: Optional[str]) -> Source:
+def _of_run(path: Path, weights: Optional[str]) -> Source:
     """The network of a checkpoint with its config, or of a run's folder."""
-    file = Path(path)
-    if file.is_dir():
-        last = file / 'last_checkpoint'
-        files = sorted(file.glob('*_student.pth')) or sorted(
-            file.glob('student*.pth'))
+    file = path
+    if path.is_dir():
+        last = path / 'last_checkpoint'
+        files = sorted(path.glob('student*.pth'))
         if last.is_file():
-            file = Path(last.read_text().strip())
-            file = Path(path, file.name)
-            student = file.with_name(f'{file.stem}_student.pth')
-            file = student if student.is_file() else file
-        elif files:
-            file = files[-1]
-        else:
+            file = path / Path(last.read_text().strip()).name
+            alone = file.with_name(f'{file.stem}_student.pth')
+            files = [alone if alone.is_file() else file]
+        if not files:
             raise NetworkError(f'{path} holds no finished run: expected '
                                'last_checkpoint or student*.pth')
+        file = files[-1]
     try:
         student = student_checkpoint(read_checkpoint(str(file)), str(file))
     except CheckpointError as error:
         raise NetworkError(str(error)) from error
-    if not student['meta']['cfg']:
+    meta = student['meta']
+    if not meta['cfg']:
         raise NetworkError(f'{file} holds no config: write CONFIG.py@{file}')
-    config = Config.fromstring(student['meta']['cfg'], '.py')
-    if config.get('custom_imports'):
+    config = Config.fromstring(meta['cfg'], '.py')
+    if 'custom_imports' in config:
         import_modules_from_strings(**config.custom_imports)
-    found = _of_openmmlab(config,
-                          str(file) if weights == 'pretrained' else weights)
-    classes = student['meta'].get('dataset_meta', {}).get('classes')
+    found = _of_config(config, str(file),
+                       str(file) if weights == 'pretrained' else weights)
+    classes = meta.get('dataset_meta', {}).get('classes')
     return found._replace(classes=tuple(classes) if classes else found.classes)
 
 
-def _of_openmmlab(config: Config, weights: Optional[str]) -> Source:
+def _of_config(config: Config, path: str, weights: Optional[str]) -> Source:
     """A whole config's classifier, and what its test says of pictures."""
-    model = config.model.to_dict()
-    pixels = model.get('data_preprocessor') or config.get(
-        'data_preprocessor') or {}
-    pixels = dict(pixels)
-    dataset = (config.get('test_dataloader') or {}).get('dataset', {})
-    kind = str(dataset.get('type', ''))
-    if kind.rpartition('.')[2].startswith('CIFAR'):
+    if 'model' not in config:
+        raise NetworkError(f'{path} has no model')
+    network = Config(student_model(config.model)).to_dict()
+    network.pop('train_cfg', None)
+    pixels = dict(
+        network.get('data_preprocessor')
+        or config.get('data_preprocessor', {}))
+    data = (config.get('test_dataloader') or {}).get('dataset', {})
+    if 'CIFAR' in str(data.get('type')):
         # Whose pictures are RGB from the start.
         pixels['to_rgb'] = True
-    model['data_preprocessor'] = pixels
+    network['data_preprocessor'] = pixels
     order = 1 if pixels.get('to_rgb', True) else -1
-    mean, std = (tuple(map(float, pixels[key][::order]))
-                 if pixels.get(key) is not None else None
+    mean, std = (pixels.get(key) and _scaled(pixels[key][::order], 1)
                  for key in ('mean', 'std'))
+    if not weights:
+        return Source(network, None, None, None, mean, std)
     size = None
-    for step in dataset.get('pipeline', []):
+    for step in data.get('pipeline', ()):
         edge = step.get('crop_size') or step.get('scale')
         if step.get('type') in ('CenterCrop', 'Resize') and edge:
             size = max(edge) if isinstance(edge, Sequence) else edge
-    classes = (dataset.get('metainfo') or {}).get('classes')
-    if classes is None and weights:
-        with DefaultScope.overwrite_default_scope('mmpretrain'):
-            found = DATASETS.get(kind) if kind else None
-        classes = (getattr(found, 'METAINFO', None) or {}).get('classes')
-    return Source(model, weights, tuple(classes) if weights and classes else
-                  None, size if weights else None, mean, std)
+    classes = (data.get('metainfo') or {}).get('classes')
+    if not classes and data.get('type'):
+        from mmpretrain.registry import DATASETS
+        classes = getattr(
+            DATASETS.get(data['type']), 'METAINFO', {}).get('classes')
+    return Source(network, weights, classes and tuple(classes), size, mean,
+                  std)
 
 
 def _of_timm(name: str, weights: Optional[str]) -> Source:
-    check_name('timm', name)
     import timm
-    config = timm.get_pretrained_cfg(name)
-    size = config.input_size[-1]
-    return Source(
-        f'timm:{name}', weights, None,
-        size if weights or config.fixed_input_size else None,
-        _scaled(config.mean), _scaled(config.std))
+    check_name('timm', name)
+    seen: Any = timm.get_pretrained_cfg(name)
+    size = seen.input_size[-1] if weights or seen.fixed_input_size else None
+    return Source(f'timm:{name}', weights, None, size, _scaled(seen.mean),
+                  _scaled(seen.std))
 
 
 def _of_torchvision(name: str, weights: Optional[str]) -> Source:
-    check_name('torchvision', name)
     from torchvision.models import get_model_weights
+    check_name('torchvision', name)
     best = get_model_weights(name).DEFAULT
     seen = best.transforms()
     fixed = name.startswith(('vit_', 'maxvit_', 'inception_'))
@@ -329,25 +330,19 @@ def _of_torchvision(name: str, weights: Optional[str]) -> Source:
 
 
 def _of_hugging_face(name: str, weights: Optional[str]) -> Source:
-    from transformers import AutoConfig
-    from transformers.image_processing_base import ImageProcessingMixin
-    spec = f'hf:{name}'
-    with hub(spec, HUGGING_FACE_FILES.format(name), 'hf:FOLDER'):
+    from transformers import AutoConfig, AutoImageProcessor
+    with hub(f'hf:{name}', f'the files of {name}', 'hf:FOLDER'):
         config = AutoConfig.from_pretrained(name)
-        seen, _ = ImageProcessingMixin.get_image_processor_dict(name)
-    edges = seen.get('crop_size') or seen.get('size') or {}
-    size = edges if isinstance(edges, int) else edges.get(
-        'height', edges.get('shortest_edge'))
-    # Pixels are multiplied by this factor first.
-    unit = seen.get('rescale_factor', 1 / 255) if seen.get(
-        'do_rescale', True) else 1
-    mean, std = (0., 0., 0.), (1., 1., 1.)
-    if seen.get('do_normalize', True):
-        mean, std = seen['image_mean'], seen['image_std']
-    names = [config.id2label[i] for i in range(config.num_labels)]
+        seen = AutoImageProcessor.from_pretrained(name)
+    edges = dict(getattr(seen, 'crop_size', None) or seen.size)
+    size = edges.get('height') or edges.get('shortest_edge')
+    # What a processor multiplies pixels by before it normalises.
+    unit = seen.rescale_factor if seen.do_rescale else 1
+    mean, std = (seen.image_mean, seen.image_std) if seen.do_normalize else (
+        (0, 0, 0), (1, 1, 1))
+    names = tuple(config.id2label[one] for one in range(config.num_labels))
     known = weights == 'pretrained' and names[0] != 'LABEL_0'
-    return Source(spec, weights,
-                  tuple(names) if known else None, size,
+    return Source(f'hf:{name}', weights, names if known else None, size,
                   _scaled(mean, 1 / unit), _scaled(std, 1 / unit))
 
 
@@ -357,19 +352,21 @@ def _of_function(path: str, weights: Optional[str]) -> Source:
     seen, classes = (
         getattr(function, name, getattr(module, name, None))
         for name in ('preprocessing', 'classes'))
-    seen = {} if seen is None else dict(seen)
-    for name in seen:
-        if name not in ('size', 'mean', 'std'):
-            raise NetworkError(f'python:{path}: preprocessing may say size, '
-                               f'mean and std, got {name}')
+    pixels = dict(
+        dict(size=None, mean=(123.675, 116.28, 103.53),
+             std=(58.395, 57.12, 57.375)), **seen or {})
+    if len(pixels) > 3:
+        raise NetworkError(f'python:{path}: preprocessing may say size, mean '
+                           f'and std, got {", ".join(pixels)}')
     return Source(f'python:{path}', weights,
                   tuple(classes) if classes and weights else None,
-                  seen.get('size'), _scaled(seen.get('mean', _MEAN), 1),
-                  _scaled(seen.get('std', _STD), 1))
+                  pixels['size'], _scaled(pixels['mean'], 1),
+                  _scaled(pixels['std'], 1))
 
 
 def _scaled(values: Sequence[float], by: float = 255) -> Pixels:
-    red, green, blue = (float(value) * by for value in values)
+    # 0.224 * 255 is the 57.12 of others.
+    red, green, blue = (round(float(value) * by, 6) for value in values)
     return red, green, blue
 
 
