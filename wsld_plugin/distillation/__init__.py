@@ -1,14 +1,16 @@
 """From settings to trained networks and what they show."""
 from .bias_variance import BiasVarianceReport, bias_variance_report
-from .digits import DigitsResult, distil_digits
+from .call import DistilResult, distil
+from .settings import DistilError
 from .trainings import Training, TrainingError, run_trainings
 
 __all__ = [
     'BiasVarianceReport',
-    'DigitsResult',
+    'DistilError',
+    'DistilResult',
     'Training',
     'TrainingError',
     'bias_variance_report',
-    'distil_digits',
+    'distil',
     'run_trainings',
 ]
