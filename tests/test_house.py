@@ -19,7 +19,7 @@ ARROWS = {
     'losses': ('torch', 'mmengine.registry', '.functional'),
     'models': ('torch', 'numpy', 'mmengine', 'mmcv', 'mmpretrain'),
     'datasets': ('torch', 'numpy', 'mmengine', 'mmcv', 'mmpretrain',
-                 'sklearn'),
+                 'sklearn', 'cv2', 'PIL', 'rich', '.checkpoints'),
     'caching': ('torch', 'numpy', 'mmengine', 'filelock', 'rich',
                 '.functional', '.checkpoints', '.datasets'),
     'hooks': ('torch', 'numpy', 'mmengine', 'mmcv', '.functional', '.losses',

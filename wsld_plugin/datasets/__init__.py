@@ -1,12 +1,24 @@
-"""Datasets without download, and parts and views of any."""
+"""Digits and folders of pictures; parts and views of any data set."""
 from .digits import DigitsDataset
+from .folder import (
+    PictureFolder,
+    PictureFolderError,
+    read_folder,
+    read_lists,
+    write_lists,
+)
 from .resampled import resampled_dataset, resampled_indices
 from .views import SeededViews, ViewSampler
 
 __all__ = [
     'DigitsDataset',
+    'PictureFolder',
+    'PictureFolderError',
     'SeededViews',
     'ViewSampler',
+    'read_folder',
+    'read_lists',
     'resampled_dataset',
     'resampled_indices',
+    'write_lists',
 ]
