@@ -13,6 +13,8 @@ from .recipe import (
     teacher_model,
 )
 from .schedule import default_dtype
+from .call import DistilResult, distil
+from .settings import DistilError
 from .trainings import Training, TrainingError, run_trainings
 
 __all__ = [
@@ -29,6 +31,12 @@ __all__ = [
     'default_workers',
     'distil_digits',
     'distillation_config',
+    'DistilError',
+    'DistilResult',
+    'Training',
+    'TrainingError',
+    'bias_variance_report',
+    'distil',
     'run_trainings',
     'student_config',
     'teacher_config',

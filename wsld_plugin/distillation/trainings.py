@@ -10,26 +10,24 @@ import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from mmengine import dist
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.markup import escape
+from rich.progress import Progress
 
 from .. import compat
 from ..checkpoints import write_atomically
 from ..version import __version__
+from .processes import join_processes, on_first
 
 
 class TrainingError(ValueError):
@@ -59,6 +57,11 @@ class Training:
         """The last epoch's checkpoint."""
         return self.work_dir / f'epoch_{self.epochs}.pth'
 
+    @property
+    def seconds(self) -> float:
+        """What the epochs of a finished training took, and its start."""
+        return float((self.work_dir / 'finished').read_text())
+
 
 def run_trainings(trainings: Sequence[Training],
                   finish: Callable[[Training], Any] | None = None) -> None:
@@ -70,75 +73,74 @@ def run_trainings(trainings: Sequence[Training],
     is printed meanwhile goes to ``train.log``; stdout gets a line for each
     training and, on a terminal, one bar with the time left. Only the last
     checkpoint of a finished training stays. The global random state is
-    changed.
+    changed. With ``cfg.launcher`` all its processes call this; the first
+    one writes.
 
     Args:
         trainings: In the order to run.
-        finish: Called when a training has ended, while its checkpoints of
-            all epochs are there. If the program is killed within, it is
-            called again the next time.
+        finish: Called in the first process when a training has ended, while
+            its checkpoints of all epochs are there. If the program is killed
+            within, it is called again the next time.
 
     Raises:
         TrainingError: Before anything runs, if a teacher's file is missing
             or a folder holds another training; or when its turn comes, if
             another process is at a training.
     """
-    console = Console(file=sys.stdout, soft_wrap=True, markup=False)
+    for training in trainings:
+        join_processes(training.cfg.get('launcher', 'none'))
+    console = Console(
+        file=sys.stdout,
+        soft_wrap=True,
+        markup=False,
+        quiet=not dist.is_main_process())
     waiting = []
     for training in trainings:
-        settings = _settings(training)
-        if _finished(training, settings):
+        settings = on_first(_settings, training)
+        if on_first(_finished, training, settings):
             console.print(f'Reused   {training.work_dir}')
         else:
             waiting.append((training, settings))
-    with _bar(console) as bar:
+    with Progress(
+            console=console, transient=True,
+            disable=not console.is_terminal) as bar:
         task = bar.add_task('', total=sum(run.epochs for run, _ in waiting))
         for training, settings in waiting:
-            bar.update(task, description=f'Training {training.work_dir.name}')
+            name = escape(training.work_dir.name)
+            bar.update(task, description=f'Training {name}')
             if not console.is_terminal:
                 console.print(f'Training {training.work_dir}')
-            began, watch = time.monotonic(), _Watch(bar, task)
-            with _locked(training.work_dir):
-                _train(training, settings, watch)
-                if finish is not None:
-                    finish(training)
-                for path in training.work_dir.glob('epoch_*.pth'):
-                    if path != training.checkpoint:
-                        path.unlink()
-                write_atomically(training.work_dir / 'finished', b'')
-            minutes, seconds = divmod(round(time.monotonic() - began), 60)
+            watch = _Watch(bar, task)
+            with contextlib.ExitStack() as locks:
+                latest = on_first(_begin, training, settings, locks)
+                _train(training, latest, watch)
+                on_first(_finish, training, watch.seconds, finish)
             console.print(
                 f'Trained  {training.work_dir}: {watch.found}'
-                f'{training.epochs} epochs, {minutes} min {seconds} s')
-
-
-def _bar(console: Console) -> Progress:
-    return Progress(
-        TextColumn('{task.description}', markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn('epochs'),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        redirect_stdout=False,
-        redirect_stderr=False,
-        disable=not console.is_terminal)
+                f'{training.epochs} epochs, '
+                f'{timedelta(seconds=round(watch.seconds))}')
 
 
 class _Watch(Hook):
-    """Moves the bar, and notes the last validation."""
+    """Moves the bar, and notes the time and the last validation."""
 
     def __init__(self, bar: Progress, task: Any) -> None:
-        self.bar, self.task = bar, task
+        self.bar, self.task, self.began = bar, task, time.monotonic()
         self.validated: int | None = None
         self.found = ''
 
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.began
+
     def before_train(self, runner: Runner) -> None:
         self.bar.advance(self.task, runner.epoch)
+        # Of the epochs before the training was cut.
+        self.began -= runner.message_hub.get_info('seconds', 0)
 
     def after_train_epoch(self, runner: Runner) -> None:
         self.bar.advance(self.task)
+        runner.message_hub.update_info('seconds', self.seconds)
 
     def after_val_epoch(self, runner: Runner,
                         metrics: dict[str, float] | None = None) -> None:
@@ -147,20 +149,17 @@ class _Watch(Hook):
             self.found = f'val {metrics["accuracy/top1"]:.1f}%, '
 
 
-def _train(training: Training, settings: str, watch: _Watch) -> None:
-    """Train, or go on after the last checkpoint."""
-    work_dir = training.work_dir
-    write_atomically(work_dir / 'settings.json', settings.encode())
-    cfg = deepcopy(training.cfg)
+def _train(training: Training, latest: str | None, watch: _Watch) -> None:
+    """Train, or go on after the latest checkpoint."""
+    work_dir, cfg = training.work_dir, deepcopy(training.cfg)
+    compat.prepare_amp(cfg)
+    compat.prepare_distributed(cfg)
     cfg.work_dir = str(work_dir)
     # mmengine shares loggers and more between runs of one name and second.
     place = hashlib.sha256(str(work_dir.resolve()).encode()).hexdigest()[:8]
     cfg.experiment_name = f'{work_dir.name}_{place}'
-    last = work_dir / 'last_checkpoint'
-    # The folder may have moved since.
-    latest = work_dir / Path(last.read_text() if last.exists() else '').name
-    if latest.is_file():
-        cfg.resume, cfg.load_from = True, str(latest)
+    if latest is not None:
+        cfg.resume, cfg.load_from = True, latest
     with (work_dir / 'train.log').open('a') as log, \
             contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         try:
@@ -170,7 +169,8 @@ def _train(training: Training, settings: str, watch: _Watch) -> None:
             if isinstance(error.__context__, KeyboardInterrupt):
                 raise error.__context__ from None
             raise
-        runner.register_hook(watch, priority='LOWEST')
+        # Before a checkpoint is written, which holds the time.
+        runner.register_hook(watch, priority='HIGHEST')
         try:
             runner.train()
             # mmengine saves first, and validates no epoch that it resumes.
@@ -223,11 +223,29 @@ def _finished(training: Training, settings: str) -> bool:
     return (folder / 'finished').exists() and training.checkpoint.exists()
 
 
-def _locked(folder: Path) -> Any:
-    """A context inside of which nobody else trains in the folder."""
+def _begin(training: Training, settings: str,
+           locks: contextlib.ExitStack) -> str | None:
+    """Let nobody else in, and say which checkpoint is there to go on."""
+    folder = training.work_dir
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        return FileLock(str(folder / 'training.lock')).acquire(timeout=0)
+        locks.enter_context(
+            FileLock(str(folder / 'training.lock')).acquire(timeout=0))
     except Timeout as error:
         raise TrainingError(
             f'{folder} is being trained by another process') from error
+    write_atomically(folder / 'settings.json', settings.encode())
+    last = folder / 'last_checkpoint'
+    # The folder may have moved since.
+    latest = folder / Path(last.read_text() if last.exists() else '').name
+    return str(latest) if latest.is_file() else None
+
+
+def _finish(training: Training, seconds: float,
+            finish: Callable[[Training], Any] | None) -> None:
+    if finish is not None:
+        finish(training)
+    for path in training.work_dir.glob('epoch_*.pth'):
+        if path != training.checkpoint:
+            path.unlink()
+    write_atomically(training.work_dir / 'finished', str(seconds).encode())

@@ -1,0 +1,120 @@
+"""What a call leaves: config, student, ONNX, metrics and report."""
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.device import get_device
+from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
+from torch import nn
+
+from ..analysis import logits, student_network, teacher_network
+from ..checkpoints import (
+    OnnxError,
+    export_onnx,
+    export_student,
+    read_checkpoint,
+    write_atomically,
+)
+from .cost import measure_cost
+from .findings import Findings, Judged, metrics
+from .recipe import Recipe
+from .report import report_page
+from .search import Choice
+from .trainings import Training
+
+
+def write_findings(recipe: Recipe, settled: Mapping[str, Any], chosen: Choice,
+                   runs: Mapping[str, Training], times: Mapping[str, float],
+                   out: Path) -> None:
+    """Judge the networks on the test split and write all that is kept.
+
+    Args:
+        recipe: Of the call.
+        settled: The call's arguments.
+        chosen: tau, alpha and how they were found.
+        runs: The students' trainings, the distilled one last.
+        times: Seconds by stage.
+        out: The call's folder. ``metrics.json`` is written last: with it the
+            call is finished.
+    """
+    *_, distilled = runs.values()
+    files = dict(config=out / 'config.py', report=out / 'report.html')
+    write_atomically(files['config'], distilled.cfg.pretty_text.encode())
+    # Of a call that was killed here.
+    for path in out.glob('distilled_*'):
+        path.unlink()
+    files['student'] = export_student(
+        str(distilled.checkpoint), str(out / 'distilled')).path
+    files['onnx'] = _onnx(files['student']) if settled['onnx'] else None
+    teachers = sorted((out / 'teachers').glob('*'))
+    findings = Findings(
+        folder=recipe.folder,
+        networks=_judge(recipe, settled, runs),
+        work_dirs={
+            **{f'teacher {path.name}': path for path in teachers},
+            **{name: run.work_dir for name, run in runs.items()}
+        },
+        settings=dict(settled, tau=chosen.tau, alpha=chosen.alpha),
+        times=dict(times),
+        trials=chosen.trials,
+        student=files['student'],
+        onnx=files['onnx'],
+        config=files['config'])
+    found = metrics(findings)
+    write_atomically(files['report'], report_page(findings).encode())
+    found['files'] = {
+        name: path and path.name for name, path in files.items()
+    }
+    write_atomically(out / 'metrics.json',
+                     json.dumps(found, indent=1).encode())
+
+
+def _onnx(student: Path) -> Path | None:
+    if not all(map(find_spec, ('onnx', 'onnxruntime', 'onnxscript'))):
+        print('No ONNX file: pip install onnx onnxruntime onnxscript, then '
+              f'tools/export_student.py {student} --onnx')
+        return None
+    try:
+        return export_onnx(
+            str(student), str(student.with_suffix('.onnx')),
+            with_preprocessing=True).path
+    except OnnxError as error:
+        print(f'No ONNX file: {error}')
+        return None
+
+
+def _judge(recipe: Recipe, settled: Mapping[str, Any],
+           runs: Mapping[str, Training]) -> list[Judged]:
+    """What all networks say about the test pictures, the teacher first."""
+    networks: dict[str, nn.Module] = {
+        name: student_network(run.cfg, read_checkpoint(str(run.checkpoint)),
+                              str(run.checkpoint))
+        for name, run in runs.items()
+    }
+    *_, last = runs.values()
+    # Last: its own preprocessor is not asked.
+    networks['teacher'] = teacher_network(last.cfg, {}, '')
+    # Without the sampler, which would share them among all processes.
+    pictures = range(len(recipe.folder.splits['test']))
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        loader = Runner.build_dataloader(
+            dict(last.cfg.test_dataloader, sampler=pictures))
+    batches = [
+        found for found, _ in logits([*networks.values()], loader)
+    ]
+    probabilities = [torch.cat(found).softmax(1) for found in zip(*batches)]
+    one = torch.zeros(1, 3, recipe.size, recipe.size, device=get_device())
+    what = dict(
+        dict.fromkeys(runs, recipe.student),
+        teacher=' and '.join(settled['teacher']))
+    judged = [
+        Judged(name, what[name], probs.float(), measure_cost(network, one))
+        for (name, network), probs in zip(networks.items(), probabilities)
+    ]
+    return [judged[-1], *judged[:-1]]

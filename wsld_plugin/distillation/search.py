@@ -1,0 +1,92 @@
+"""Choose tau and alpha by a few short trainings, judged on val."""
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from ..analysis import read_history
+from .processes import on_first
+from .trainings import Training
+
+TRIALS = 6
+# From sharp to flat answers of the teacher, and from a weak to a strong
+# pull; the first trial is in the middle.
+_RANGES = dict(tau=(1.0, 16.0), alpha=(0.25, 4.0))
+_MIDDLE = dict(tau=4.0, alpha=1.0)
+
+
+class Choice(NamedTuple):
+    """What :func:`choose` found.
+
+    Attributes:
+        tau: Temperature.
+        alpha: Weight of the soft labels.
+        trials: Columns tau, alpha, accuracy (on val, in %).
+    """
+
+    tau: float
+    alpha: float
+    trials: pd.DataFrame
+
+
+def trial_epochs(epochs: int) -> int:
+    """Length of a trial: a fifth of the training, from 1 to 6 epochs."""
+    return min(max(epochs // 5, 1), 6)
+
+
+def choose(train: Callable[[float, float], Training], tau: float | str,
+           alpha: float | str, seed: int) -> Choice:
+    """Try settings and take the one with the highest val accuracy.
+
+    The first trial is tau 4, alpha 1; the others are a scrambled Halton
+    sequence in the logarithms: with so few trials, points that cover the
+    ranges evenly say more than a model of the six would. They depend on the
+    seed alone, so that a search that was cut finds its trials again. Of
+    equal trials the first is taken.
+
+    Args:
+        train: Trains with a tau and an alpha.
+        tau: ``'auto'``, or a value to stay at.
+        alpha: Likewise.
+        seed: Of the sequence.
+    """
+    study = _study(seed)
+    rows = []
+    for number in range(TRIALS):
+        values: dict[str, Any] = dict(tau=tau, alpha=alpha)
+        free = [name for name in values if values[name] == 'auto']
+        if not number:
+            study.enqueue_trial({name: _MIDDLE[name] for name in free})
+        trial = study.ask()
+        for name in free:
+            low, high = _RANGES[name]
+            found = trial.suggest_float(name, low, high, log=True)
+            values[name] = float(f'{found:.2g}')
+        accuracy = on_first(_accuracy, train(**values))
+        study.tell(trial, accuracy)
+        rows.append(dict(values, accuracy=accuracy))
+    trials = pd.DataFrame(rows)
+    best = trials.loc[trials.accuracy.idxmax()]
+    return Choice(float(best.tau), float(best.alpha), trials)
+
+
+def _study(seed: int) -> Any:
+    """The same in all processes."""
+    import optuna
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with warnings.catch_warnings():
+        # That the sampler is an experimental part of optuna.
+        warnings.simplefilter('ignore')
+        sampler = optuna.samplers.QMCSampler(
+            qmc_type='halton',
+            scramble=True,
+            seed=seed,
+            warn_independent_sampling=False)
+        return optuna.create_study(direction='maximize', sampler=sampler)
+
+
+def _accuracy(run: Training) -> float:
+    return read_history(run.work_dir).validation('accuracy/top1')[run.epochs]

@@ -1,0 +1,198 @@
+"""What one call does: teachers, search, students, files, report."""
+from __future__ import annotations
+
+import io
+import re
+import time
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine import dist
+from mmengine.config import Config
+from mmengine.registry import MODELS
+
+from ..caching import build_cache
+from ..checkpoints import read_checkpoint, write_atomically
+from ..datasets import PictureFolder, write_lists
+from ..models import NetworkError, Source, find_network
+from .processes import on_first
+from .recipe import (
+    Recipe,
+    distillation_config,
+    student_config,
+    teacher_config,
+    teacher_model,
+)
+from .results import write_findings
+from .search import TRIALS, Choice, choose, trial_epochs
+from .settings import DistilError, make_recipe, searches
+from .trainings import Training, run_trainings
+
+_SEARCH, _ALONE, _DISTILLED = 'search', 'student alone', 'student distilled'
+
+
+class Progress:
+    """Says what comes and how long it takes, and keeps what it took.
+
+    Args:
+        plan: Epochs of each stage, in order.
+    """
+
+    def __init__(self, plan: dict[str, int]) -> None:
+        self.plan, self.left, self.pace = plan, sum(plan.values()), 0.0
+        self.times: dict[str, float] = {}
+        self.say('To do: ' + ', '.join(
+            f'{name} ({epochs} epochs)' for name, epochs in plan.items()))
+
+    def say(self, line: str) -> None:
+        """Print a line, once for all processes."""
+        if dist.is_main_process():
+            print(line, flush=True)
+
+    def train(self, stage: str, run: Training) -> Training:
+        """Run a training of a stage, the first one after its title."""
+        if stage not in self.times:
+            left = timedelta(seconds=round(self.pace * self.left))
+            self.say(f'[{[*self.plan].index(stage) + 1}/{len(self.plan)}] '
+                     f'{stage}' + (f'; {left} left at this pace' if left else
+                                   ''))
+        run_trainings([run])
+        seconds = on_first(lambda: run.seconds)
+        self.times[stage] = self.times.get(stage, 0) + seconds
+        self.pace, self.left = seconds / run.epochs, self.left - run.epochs
+        return run
+
+
+def run_stages(folder: PictureFolder, settled: dict[str, Any], out: Path,
+               launcher: str) -> None:
+    """Go through all stages; what is finished is reused.
+
+    Args:
+        folder: The pictures.
+        settled: The call's arguments.
+        out: The call's folder, which gets everything.
+        launcher: Of the processes, all of which call this.
+
+    Raises:
+        DistilError: If the student does not take pictures of this size.
+        NetworkError, TrainingError, OSError: As the parts do.
+    """
+    recipe = make_recipe(folder, settled, out, launcher)
+    on_first(write_lists, folder, recipe.lists)
+    sources = [
+        on_first(find_network, spec, 'teacher') for spec in settled['teacher']
+    ]
+    alone = on_first(_student_config, recipe)
+    progress = Progress(_plan(settled, sources, folder))
+    file = out / 'teacher.pth'
+    on_first(
+        _join, recipe, sources,
+        [_teach(recipe, *args, out, progress) for args in enumerate(sources)],
+        file)
+    distillation = partial(
+        distillation_config, recipe,
+        teacher_model(recipe, sources, settled['combine'],
+                      settled['teacher_weights']), file)
+    if settled['cached']:
+        distillation = partial(distillation, cache=out / 'teacher_cache')
+        progress.say("Computing the teacher's answers, once for all epochs")
+        began = time.monotonic()
+        build_cache(distillation(1.0, 1.0))
+        progress.times["teacher's answers"] = time.monotonic() - began
+
+    def trial(tau: float, alpha: float) -> Training:
+        cfg = distillation(tau, alpha, trial_epochs(recipe.epochs))
+        return progress.train(
+            _SEARCH, Training(cfg, out / 'trials' / f'tau{tau}_alpha{alpha}'))
+
+    chosen = Choice(settled['tau'], settled['alpha'], None)
+    if searches(settled):
+        chosen = choose(trial, *chosen[:2], settled['seed'])
+        progress.say(f'Chosen: tau {chosen.tau:g}, alpha {chosen.alpha:g}')
+    runs = {}
+    if settled['baseline']:
+        runs[_ALONE] = progress.train(_ALONE,
+                                      Training(alone, out / 'baseline'))
+    runs[_DISTILLED] = progress.train(
+        _DISTILLED,
+        Training(distillation(*chosen[:2]), out / 'student'))
+    progress.say('Writing the student and the report')
+    on_first(write_findings, recipe, settled, chosen, runs, progress.times,
+             out)
+
+
+def _plan(settled: dict[str, Any], sources: list[Source],
+          folder: PictureFolder) -> dict[str, int]:
+    """Epochs of the stages that there will be."""
+    epochs = settled['epochs']
+    plan = {
+        _teacher(number): settled['teacher_epochs']
+        for number, source in enumerate(sources) if _phases(source, folder)
+    }
+    if searches(settled):
+        plan[_SEARCH] = TRIALS * trial_epochs(epochs)
+    if settled['baseline']:
+        plan[_ALONE] = epochs
+    return {**plan, _DISTILLED: epochs}
+
+
+def _phases(source: Source, folder: PictureFolder) -> tuple[str, ...]:
+    """How a teacher is trained here."""
+    if source.weights is None:
+        return ('scratch', )
+    # The same classes in the same order: it says what is asked for.
+    return () if source.classes == folder.classes else ('head', 'all')
+
+
+def _teach(recipe: Recipe, number: int, source: Source, out: Path,
+           progress: Progress) -> Path | None:
+    """Train a teacher if need be, and say where its weights are."""
+    start = None
+    for phase in _phases(source, recipe.folder):
+        run = Training(
+            teacher_config(recipe, source, phase, start),
+            out / 'teachers' / f'{number + 1}_{phase}')
+        start = progress.train(_teacher(number), run).checkpoint
+    return start
+
+
+def _teacher(number: int) -> str:
+    return f'teacher {number + 1}'
+
+
+def _join(recipe: Recipe, sources: list[Source],
+          checkpoints: list[Path | None], file: Path) -> None:
+    """Write the weights of all teachers as those of one model."""
+    if file.exists():
+        return
+    joint = {}
+    for number, (source, path) in enumerate(zip(sources, checkpoints)):
+        if path is None:
+            model = teacher_model(recipe, [source])
+            model['members'][0]['weights'] = source.weights
+            weights = MODELS.build(model).state_dict()
+        else:
+            weights = read_checkpoint(str(path))['state_dict']
+        joint.update({
+            re.sub(r'^members\.0\.', f'members.{number}.', key): value
+            for key, value in weights.items()
+        })
+    buffer = io.BytesIO()
+    torch.save(
+        dict(state_dict=joint, meta=dict(classes=recipe.folder.classes)),
+        buffer)
+    write_atomically(file, buffer.getvalue())
+
+
+def _student_config(recipe: Recipe) -> Config:
+    """Which tries the student at its size, before any training."""
+    try:
+        return student_config(recipe)
+    except NetworkError:
+        raise
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        raise DistilError(f'student={recipe.student!r} does not take pictures '
+                          f'of size={recipe.size}: {error}') from error
