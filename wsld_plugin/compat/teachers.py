@@ -59,7 +59,10 @@ def _load_of(source: str) -> Callable[[nn.Module, str], None]:
 
 def _watch_loading(teacher: nn.Module) -> Callable[[], None]:
     """Note which weights are loaded until the result is called."""
-    random = dict.fromkeys(name for name, _ in teacher.named_parameters())
+    known = tuple(f'{name}.' for name, part in teacher.named_modules()
+                  if getattr(part, 'is_init', False))
+    random = dict.fromkeys(name for name, _ in teacher.named_parameters()
+                           if not name.startswith(known))
 
     def note(where: str, names: list[str], weights: dict[str, Any],
              prefix: str, *_: Any) -> None:
