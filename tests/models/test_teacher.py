@@ -81,7 +81,8 @@ def test_a_member_gets_its_own_preprocessors_pixels(
     mean, std, own_mean, own_std = (
         torch.tensor(one[key]).view(-1, 1, 1)
         for one in (STUDENT, OTHER) for key in ('mean', 'std'))
-    pixels = (student if rgb else student.flip(1)).to(dtype).float() * std + mean
+    rgb_pictures = student if rgb else student.flip(1)
+    pixels = rgb_pictures.to(dtype).float() * std + mean
     own = ((pixels - own_mean) / own_std).to(dtype)
     assert (seen(teacher) == own).float().mean() > 0.99
 
