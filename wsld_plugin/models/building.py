@@ -206,7 +206,7 @@ def load_own(network: nn.Module, path: str, num_classes: int) -> bool:
     new = {
         key: own[key]
         for key, value in weights.items() if key in own
-        and len(own[key]) == num_classes != len(value)
+        and own[key].shape[:1] == (num_classes, ) != value.shape[:1]
         and value.shape[1:] == own[key].shape[1:]
     }
     load_weights(network, {**weights, **new}, path)

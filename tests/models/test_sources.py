@@ -1,0 +1,257 @@
+"""Names of networks, and the networks and students that they mean."""
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmengine.registry import MODELS, DefaultScope
+from mmpretrain.structures import DataSample
+from torch import nn
+
+from wsld_plugin.checkpoints import student_checkpoint
+from wsld_plugin.models import (
+    NetworkError,
+    build_network,
+    classifier,
+    find_network,
+    logits_source,
+)
+from wsld_plugin.models.building import last_layers
+from wsld_plugin.models.sources import zoo_name
+
+IMAGENET = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+
+
+def outputs(network: nn.Module, size: int) -> torch.Tensor:
+    with torch.no_grad():
+        return network.eval()(
+            torch.rand(2, 3, size, size, generator=torch.Generator()))
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for own code, `own.py`, which is imported anew."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(__import__('sys').modules, 'own', raising=False)
+    return tmp_path
+
+
+@pytest.fixture(scope='session')
+def hf_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    transformers = pytest.importorskip('transformers')
+    folder = tmp_path_factory.mktemp('hf')
+    config = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1],
+        id2label={0: 'cat', 1: 'dog', 2: 'owl'})
+    transformers.ResNetForImageClassification(config).save_pretrained(folder)
+    transformers.ViTImageProcessor(
+        size=dict(height=40, width=40), image_mean=[.5, .4, .3],
+        image_std=[.2, .2, .1]).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize('name, model', [
+    ('resnet18', 'resnet18_8xb32_in1k'),
+    ('ResNet50', 'resnet50_8xb32_in1k'),
+    ('resnet50_8xb16', 'resnet50_8xb16_cifar10'),
+    ('mobilenet-v3-small', 'mobilenet-v3-small_8xb128_in1k'),
+    ('efficientnet-b0', 'efficientnet-b0_3rdparty_8xb32_in1k'),
+    ('convnext-tiny', 'convnext-tiny_32xb128_in1k'),
+    ('vit-base', 'vit-base-p16_32xb128-mae_in1k'),
+    ('swin-tiny_3rdparty', 'swin-tiny_3rdparty_in1k')])
+def test_a_beginning_means_the_plainest(name: str, model: str) -> None:
+    assert zoo_name(name) == model
+
+
+@pytest.mark.parametrize('spec, said', [
+    ('mobilenet-v3', 'similar: mobilenet-v3-large, mobilenet-v3-small'),
+    ('timm:resnet50x', 'timm has no classifier .*similar: resnet50x'),
+    ('torchvision:resnet19', 'similar: resnet18'),
+    ('torchvision:fcn_resnet50', 'torchvision has no classifier'),
+    ('python:nomodule.f', 'PYTHONPATH must name the folder'),
+    ('python:os.path.sep', 'is a str, not a function'),
+    ('no.py', 'cannot read the config no.py: no such file'),
+    ('no.pth', 'no.pth is missing'),
+    ('resnet18@no.pth', 'there is no file no.pth'),
+    ('wrn-16-2@pretrained', 'no published weights')])
+def test_a_wrong_name_is_refused_in_one_line(spec: str, said: str) -> None:
+    with pytest.raises(NetworkError, match=said) as error:
+        find_network(spec)
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('spec, said', [
+    ('timm:resnet10t', r'fetch model.safetensors of timm/\S+ .*t@FILE'),
+    ('torchvision:squeezenet1_1', r'put it at .*squeezenet1_1-\w+.pth'),
+    ('resnet18', r'put it at .*resnet18_8xb32_in1k_\w+-\w+.pth')])
+def test_missing_weights_say_which_file_goes_where(
+        spec: str, said: str, tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('MMENGINE_HOME', str(tmp_path))
+    # Nothing listens there.
+    for name in ('http_proxy', 'https_proxy'):
+        monkeypatch.setenv(name, 'http://127.0.0.1:9')
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
+    source = find_network(spec)
+    with pytest.raises(NetworkError, match=said) as error:
+        build_network(source.network, 5, source.weights)
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('spec, size', [
+    ('timm:resnet10t@none', 40), ('timm:vit_tiny_patch16_224@none', 224),
+    ('torchvision:squeezenet1_1@none', 40),
+    ('torchvision:mobilenet_v3_small@none', 40),
+    ('torchvision:googlenet@none', 64), ('resnet18@none', 40),
+    ('wrn-16-2', 32), ('conformer-tiny@none', 64)])
+def test_networks_of_all_libraries(spec: str, size: int,
+                                   tmp_path: Path) -> None:
+    source = find_network(spec)
+    assert source.weights is source.classes is None
+    assert source.size in (None, size)
+    network = build_network(source.network, 3)
+    assert outputs(network, size).shape == (2, 3) and not network.is_init
+    assert {len(one.weight) for one in last_layers(network).values()} == {3}
+    assert network.train()(torch.rand(2, 3, size, size)).shape == (2, 3)
+
+    # Its own file gives the same network, or all but the last layer.
+    if spec == 'torchvision:googlenet@none':
+        return
+    torch.save(network.network.state_dict(), tmp_path / 'own.pth')
+    again, tuned = (build_network(source.network, count,
+                                  str(tmp_path / 'own.pth'))
+                    for count in (3, 4))
+    assert again.is_init and not tuned.is_init
+    assert torch.equal(outputs(again, size), outputs(network, size))
+    assert outputs(tuned, size).shape == (2, 4)
+    for key, value in tuned.state_dict().items():
+        if value.shape == network.state_dict()[key].shape:
+            assert torch.equal(value, network.state_dict()[key]), key
+
+
+def test_another_networks_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / 'other.pth'
+    torch.save(build_network('timm:resnet10t', 3).network.state_dict(), path)
+    with pytest.raises(NetworkError, match='does not fit'):
+        build_network('timm:resnet18', 3, str(path))
+    path.with_suffix('.safetensors').write_bytes(b'nothing')
+    with pytest.raises(NetworkError, match='damaged'):
+        build_network(
+            'timm:resnet18', 3, str(path.with_suffix('.safetensors')))
+
+
+def test_hugging_face_folder(hf_folder: Path) -> None:
+    from safetensors.torch import load_file
+    source = find_network(f'hf:{hf_folder}')
+    assert source == (f'hf:{hf_folder}', 'pretrained', ('cat', 'dog', 'owl'),
+                      40, (127.5, 102, 76.5), (51, 51, 25.5))
+    file = hf_folder / 'model.safetensors'
+    for weights in ('pretrained', str(file)):
+        for count in (3, 7):
+            network = build_network(source.network, count, weights)
+            assert network.is_init == (count == 3)
+            assert outputs(network, 40).shape == (2, count)
+            for key, value in load_file(file).items():
+                mine = network.network.state_dict()[key]
+                assert mine.shape != value.shape or torch.equal(mine, value)
+
+
+def test_own_code_says_its_preprocessing(own: Path) -> None:
+    (own / 'own.py').write_text(
+        'from torch import nn\n'
+        'def plain():\n'
+        '    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(),\n'
+        '                         nn.Linear(8 * 36, 6))\n'
+        'def counted(num_classes):\n'
+        '    return nn.Sequential(nn.Flatten(), nn.Linear(192, num_classes))\n'
+        'counted.preprocessing = dict(size=8, mean=[1, 2, 3], std=[4, 5, 6])\n'
+        'counted.classes = ["a", "b"]\n'
+        'preprocessing = dict(size=9)\n')
+    assert find_network('python:own.counted') == (
+        'python:own.counted', 'pretrained', ('a', 'b'), 8, (1, 2, 3),
+        (4, 5, 6))
+    assert find_network('python:own.plain') == (
+        'python:own.plain', 'pretrained', None, 9, *IMAGENET)
+    for name, count, known in (('counted', 2, True), ('plain', 6, True),
+                               ('plain', 4, False)):
+        network = build_network(f'python:own.{name}', count, 'pretrained')
+        assert outputs(network, 8).shape == (2, count)
+        assert network.is_init == known
+
+
+def test_bgr_networks_get_bgr() -> None:
+    source = find_network('regnetx-400mf@none')
+    assert source.mean == IMAGENET[0]
+    bgr = build_network(source.network, 3)
+    assert torch.equal(
+        outputs(bgr, 40),
+        bgr.network(torch.rand(2, 3, 40, 40, generator=torch.Generator()
+                               ).flip(1)))
+    # CIFAR's pictures are RGB though nobody turned them.
+    cifar = find_network('resnet18_8xb16_cifar10@none')
+    assert cifar.network['data_preprocessor']['to_rgb']
+    assert cifar.mean == (125.307, 122.961, 113.8575)
+
+
+@pytest.mark.parametrize('name', [
+    'resnet18', 'mobilenet-v3-small', 'mobilenet-v2', 'shufflenet-v2',
+    'efficientnet-b0', 'regnetx-400mf', 'deit-tiny', 'swin-tiny',
+    'mobileone-s0', 'edgenext-xxsmall', 'levit-128s', 'efficientformer-l1',
+    'wrn-16-2', 'mobilevit-xxsmall', 'repvgg-a0', 'vig-tiny'])
+def test_students_logits_are_where_it_says(
+        name: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR)
+    config = classifier(name, 3, *IMAGENET)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = MODELS.build(config)
+    seen: dict[str, Any] = {}
+    model.get_submodule(logits_source(config)).register_forward_hook(
+        lambda _, inputs, output: seen.update(logits=output))
+    model.head.loss_module.register_forward_hook(
+        lambda _, inputs, output: seen.update(scores=inputs[0],
+                                              labels=inputs[1]))
+    # These take pictures of their own size alone.
+    size = 224 if name in ('swin-tiny', 'levit-128s', 'efficientformer-l1',
+                           'vig-tiny') else 64
+    data = model.data_preprocessor(dict(
+        inputs=[torch.randint(256, (3, size, size)).byte() for _ in range(4)],
+        data_samples=[DataSample().set_gt_label(i % 3) for i in range(4)]),
+        training=True)
+    losses = model(**data, mode='loss')
+    assert torch.equal(seen['logits'], seen['scores'])
+    assert seen['labels'].tolist() == [0, 1, 2, 0]
+    assert torch.allclose(losses['loss'], nn.functional.cross_entropy(
+        seen['logits'], seen['labels']))
+
+
+@pytest.mark.parametrize('name', ['conformer-tiny', 'timm:resnet10t'])
+def test_what_cannot_learn_is_refused(name: str) -> None:
+    with pytest.raises(NetworkError, match=r'puts out|mmpretrain'):
+        classifier(name, 3, *IMAGENET)
+
+
+def test_a_run_names_its_network(tmp_path: Path) -> None:
+    config = classifier('wrn-16-2', 2, (1, 2, 3), (4, 5, 6))
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = MODELS.build(config)
+    test = dict(dataset=dict(type='CustomDataset', pipeline=[
+        dict(type='CenterCrop', crop_size=32)]))
+    file = tmp_path / 'student_x.pth'
+    torch.save(student_checkpoint(dict(
+        state_dict=model.state_dict(), meta=dict(
+            dataset_meta=dict(classes=['cat', 'dog']),
+            cfg=f'model = {config!r}\ntest_dataloader = {test!r}\n')),
+        'x.pth'), file)
+    for spec in (str(file), str(tmp_path)):
+        source = find_network(spec)
+        assert source[1:] == (str(file), ('cat', 'dog'), 32, (1, 2, 3),
+                              (4, 5, 6))
+        network = build_network(source.network, 2, source.weights)
+        assert network.is_init
+        assert torch.equal(outputs(network, 32), outputs(model, 32))
+    again = classifier(f'{file}@pretrained', 2, (1, 2, 3), (4, 5, 6))
+    assert again['init_cfg'] == dict(type='Pretrained', checkpoint=str(file))
+    assert 'init_cfg' not in classifier(str(file), 2, *IMAGENET)
