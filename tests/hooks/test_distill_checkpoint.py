@@ -328,7 +328,6 @@ class Shouting(LocalBackend):
 @pytest.mark.parametrize('by_epoch, client', [
     (True, None),
     (False, None),
-    (True, dict(backend='disk')),
     (True, dict(backend='shouting')),
 ])
 def test_students_go_with_their_checkpoints(

@@ -24,7 +24,7 @@ from wsld_plugin import compat
 from wsld_plugin.checkpoints import read_checkpoint
 from wsld_plugin.hooks import FastStepHook
 from wsld_plugin.hooks.fast_step import _use_channels_last
-from wsld_plugin.hooks.fast_teacher import _REST, FastBackbone, _apart
+from wsld_plugin.hooks.fast_teacher import FastNetwork, apart
 
 FAST = dict(type='FastStepHook')
 LOW = dict(FAST, teacher_dtype='bfloat16')
@@ -49,7 +49,7 @@ def state(runner: Runner) -> list[bool]:
     return [
         not all(one.is_contiguous() for one in model.parameters()),
         'forward' in vars(model.teacher.backbone),
-        '_get_loss' in vars(model.teacher.head)
+        'forward' in vars(model.teacher)
     ]
 
 
@@ -182,9 +182,9 @@ def test_half_precision(config: Config, amp: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize('recorder, said', [
     (dict(type='ModuleOutputs', source='backbone.layer4'),
-     'not copied: a recorder or hook looks into its backbone'),
+     'not copied: a recorder or hook looks into it'),
     (dict(type='ModuleInputs', source='head.loss_module'),
-     'loss computed: a recorder reads it'),
+     'loss computed: recorders get something else without it'),
     (dict(type='MethodOutputs',
           source='mmpretrain.models.heads.cls_head.ClsHead.loss'),
      'left alone: not only its modules'),
@@ -199,25 +199,32 @@ def test_who_looks_inside_sees_the_original(config: Config, said: str,
     assert not isinstance(seen, Tensor) or seen.dtype == torch.float32
 
 
-def test_another_loss_is_still_computed(config: Config) -> None:
+class CountingHead(LinearClsHead):
+    """Knows how often its loss was asked for; may see more in it."""
 
-    class CountingHead(LinearClsHead):
-        computed = 0
+    computed, gain = 0, 1
 
-        def loss(self, *args: Any, **kwargs: Any) -> Any:
-            self.computed += 1
-            return super().loss(*args, **kwargs)
+    def loss(self, feats: Any, *args: Any, **kwargs: Any) -> Any:
+        self.computed += 1
+        return super().loss((feats[-1] * self.gain, ), *args, **kwargs)
 
+
+@pytest.mark.parametrize('gain, computed', [(1, 1), (2, 3)])
+def test_a_loss_is_computed_if_it_makes_a_difference(
+        config: Config, gain: int, computed: int) -> None:
     config.model.teacher.head.type = CountingHead
-    fast = Run(config, FAST)
-    assert "loss computed: it is not mmpretrain's classifier" in fast.said
-    assert fast.runner.model.teacher.head.computed == 3
+    CountingHead.gain = gain
+    slow, fast = (Run(config, hook) for hook in (None, FAST))
+    assert fast.losses == pytest.approx(slow.losses, rel=1e-4)
+    assert fast.runner.model.teacher.head.computed == computed
+    assert slow.runner.model.teacher.head.computed == 3
 
 
 def test_statistics_of_the_teacher_go_on_moving(config: Config) -> None:
     config.model.teacher_norm_eval = False
     slow, fast = (Run(config, hook) for hook in (None, FAST))
-    assert 'not copied: its BatchNorm is in training mode' in fast.said
+    for what in ('not copied', "loss computed"):
+        assert f'{what}: its BatchNorm is in training mode' in fast.said
     assert slow.losses[0] == pytest.approx(fast.losses[0])
     assert fast.weights['teacher.backbone.bn1.num_batches_tracked'] == 3
     moved = [{key: value for key, value in one.weights.items()
@@ -329,9 +336,8 @@ class Teacher:
         shake(self.backbone.requires_grad_(False))
         self.backbone.norm.eval()
         self.undo = ExitStack()
-        teacher = SimpleNamespace(backbone=self.backbone)
-        self.fast = FastBackbone(
-            SimpleNamespace(training=True, teacher=teacher), dtype, self.undo)
+        self.fast = FastNetwork(SimpleNamespace(training=True), self.backbone,
+                                dtype, self.undo)
 
     @torch.no_grad()
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
@@ -355,7 +361,7 @@ def test_any_inputs_and_outputs(extra: Any, inputs: Any, dtype: Any) -> None:
     teacher = Teacher(extra, dtype)
     ours, theirs = teacher(inputs)
     assert type(ours) is type(theirs)
-    assert _apart(ours, theirs) < (1e-4 if dtype is None else 0.1)
+    assert apart(ours, theirs) < (1e-4 if dtype is None else 0.1)
     # torch.fx cannot look into lists, which is no matter in bfloat16.
     assert teacher.copied == (dtype is not None or inputs is PICTURES)
 
@@ -363,7 +369,7 @@ def test_any_inputs_and_outputs(extra: Any, inputs: Any, dtype: Any) -> None:
 @pytest.mark.parametrize('synced', [False, True])
 def test_folded_in_the_order_of_calls(synced: bool) -> None:
     teacher = Teacher(synced=synced)
-    assert _apart(*teacher(PICTURES)) < 1e-4
+    assert apart(*teacher(PICTURES)) < 1e-4
     assert not any(isinstance(one, _BatchNorm)
                    for one in teacher.fast._run.modules())
     teacher.undo.close()
@@ -410,9 +416,9 @@ def test_what_would_differ_is_not_copied(extra: Any) -> None:
 def test_arguments_that_torch_fx_takes_for_given(
         capsys: pytest.CaptureFixture) -> None:
     without, given = (Teacher(kind=OptionalBackbone) for _ in range(2))
-    assert _apart(*without(PICTURES)) == 0 and not without.copied
+    assert apart(*without(PICTURES)) == 0 and not without.copied
     assert 'Traceback' not in capsys.readouterr().err
-    assert _apart(*given(PICTURES, scale=torch.tensor(2.))) < 1e-4
+    assert apart(*given(PICTURES, scale=torch.tensor(2.))) < 1e-4
     assert given.copied
 
 
@@ -424,7 +430,7 @@ def test_what_overflows_is_not_used(later: bool) -> None:
         if not teacher.copied:
             pytest.skip('this torch has no float16 on the CPU')
     for pictures in (PICTURES * 1e3, PICTURES):
-        assert _apart(*teacher(pictures)) < 1e-4
+        assert apart(*teacher(pictures)) < 1e-4
 
 
 def swap(net: Any) -> None:
@@ -448,9 +454,9 @@ def test_changed_weights_are_followed(change: Callable[[Any], Any]) -> None:
     teacher(PICTURES)
     assert teacher.copied
     torch.no_grad()(change)(teacher.backbone)
-    for _ in range(_REST + 2):
-        assert _apart(*teacher(PICTURES)) < 1e-4
-    assert teacher.copied != teacher.backbone.norm.training
+    for _ in range(2):
+        assert apart(*teacher(PICTURES)) == 0
+    assert not teacher.copied
 
 
 @pytest.mark.parametrize('error', [
