@@ -1,6 +1,7 @@
 """DistillCheckpointHook: what it leaves out, adds, keeps and survives."""
 from __future__ import annotations
 
+import json
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -153,17 +154,25 @@ def test_resumed_run_ends_as_mmengines_own(config: Config, trained: Trained,
             })
 
 
+@pytest.mark.parametrize('writer, teacher, said', [
+    ('DistillCheckpointHook', True, 'another teacher: .*teacher_ckpt={other}'),
+    ('DistillCheckpointHook', False, 'lacks the teacher'),
+    # A file with all of the teacher.
+    ('CheckpointHook', True, '{run} was made with another teacher than {other}'
+     ),
+])
 def test_another_teacher_is_not_resumed(config: Config, trained: Trained,
-                                        tmp_path: Path) -> None:
-    trained(config)
+                                        tmp_path: Path, writer: str,
+                                        teacher: bool, said: str) -> None:
+    trained(again(config, **{'default_hooks.checkpoint.type': writer}))
     other = save_teacher(config, tmp_path / 'other.pth', seed=1)
-    for path, said in ((other, rf'another teacher: .*teacher_ckpt={other}'),
-                       (None, 'lacks the teacher')):
-        with pytest.raises(CheckpointMismatchError, match=said):
-            trained(
-                again(config, **{
+    said = said.format(run=config.work_dir, other=other)
+    with pytest.raises(CheckpointMismatchError, match=said):
+        trained(
+            again(
+                config, **{
                     'resume': True,
-                    'model.teacher_ckpt': path
+                    'model.teacher_ckpt': other if teacher else None
                 }))
 
 
@@ -195,8 +204,11 @@ def test_second_stage_has_its_own_teacher(config: Config, trained: Trained,
     }.get(way, {})
     start = AtStart()
     trained(
-        again(config, load_from=f'{config.work_dir}/epoch_1.pth', **fields),
-        start)
+        again(config, load_from=f'{config.work_dir}/epoch_1.pth',
+              work_dir=str(tmp_path / 'second'), **fields), start)
+    log, = (tmp_path / 'second').glob('*/*.log')
+    warned = f'left there: {fields.get("model.teacher_ckpt") or "the config"}'
+    assert (warned in log.read_text()) == bool(fields)
     if fields:
         others = read_checkpoint(other)['state_dict']
         expected.update((f'teacher.{key}', others[key]) for key in others)
@@ -258,6 +270,67 @@ def test_a_students_file_is_not_resumed(config: Config, trained: Trained,
         assert '\n' not in said
     if not distilled:
         trained(again(config, load_from=student))
+
+
+class KilledAtValidation(Hook):
+    """A kill between an epoch's checkpoint and the end of its validation."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def after_val_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
+        if runner.epoch == self.epoch or runner.iter == self.epoch:
+            raise KeyboardInterrupt
+
+
+def state_of(runner: Runner, folder: Path) -> tuple[Any, ...]:
+    """Files, validations, the best, and metrics beside the student."""
+    validations = {
+        line['step']: line['accuracy/top1']
+        for path in folder.glob('*/vis_data/scalars.json')
+        for line in map(json.loads, path.read_text().splitlines())
+        if 'accuracy/top1' in line
+    }
+    info = runner.message_hub.runtime_info
+    students = {
+        path.name: read_checkpoint(str(path))['meta']['metrics']
+        for path in folder.glob('*_student.pth')
+    }
+    return ({name for name in names(folder) if name.endswith('.pth')},
+            validations, info['best_score'], Path(info['best_ckpt']).name,
+            students)
+
+
+@pytest.mark.parametrize('unit', ['epoch', 'iter'])
+@pytest.mark.parametrize('killed', [1, 2, 3])
+@pytest.mark.parametrize('rule', ['greater', 'less'])
+def test_a_cut_validation_is_made_up(config: Config, trained: Trained,
+                                     tmp_path: Path, unit: str, killed: int,
+                                     rule: str) -> None:
+    by_epoch = unit == 'epoch'
+    config.default_hooks.checkpoint.update(
+        by_epoch=by_epoch, interval=1, save_best='accuracy/top1', rule=rule)
+    config.train_cfg = dict(
+        by_epoch=by_epoch, val_interval=1, **{f'max_{unit}s': 3})
+    config.default_hooks.logger.log_metric_by_epoch = by_epoch
+    whole = again(config, work_dir=str(tmp_path / 'whole'))
+    expected = state_of(trained(whole), tmp_path / 'whole')
+    with pytest.raises(KeyboardInterrupt):
+        trained(again(config), KilledAtValidation(killed))
+    resumed = trained(again(config, resume=True))
+    assert resumed.epoch == 3 or resumed.iter == 3
+    got = state_of(resumed, Path(config.work_dir))
+    assert len(got[1]) == 3
+    if by_epoch or killed == 3:
+        assert got == expected
+
+
+def test_the_best_is_not_validated_again(config: Config, trained: Trained,
+                                         tmp_path: Path) -> None:
+    config.default_hooks.checkpoint.save_best = 'accuracy/top1'
+    trained(config)
+    watch = KilledAtValidation(1)
+    assert trained(again(config, resume=True), watch).epoch == 1
 
 
 @pytest.mark.parametrize('fields', [
