@@ -8,16 +8,24 @@ from typing import Any
 
 import torch
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from .fast_teacher import FastNetwork, map_tensors
-from .skipped_loss import SkippedLoss
+from .fast_teacher import (
+    CODE_ERRORS,
+    FastNetwork,
+    apart,
+    map_tensors,
+    reason,
+    replace_forward,
+)
 from .teachers import distillers
-from .undo import train_within
+from .undo import random_state_kept, train_within
 
 # All other recorders replace functions, which networks may use anywhere.
 _MODULE_RECORDERS = ('ModuleInputsRecorder', 'ModuleOutputsRecorder',
@@ -108,7 +116,7 @@ class FastStepHook(Hook):
         backbone: Any = getattr(distiller.teacher, 'backbone', None)
         if isinstance(backbone, nn.Module) and [*backbone.parameters()]:
             FastNetwork(distiller, backbone, self.teacher_dtype, self._undo)
-        SkippedLoss(distiller, [*recorders.recorders.values()], self._undo)
+        _skip_loss(distiller, [*recorders.recorders.values()], self._undo)
         return 'teacher tried in the first step'
 
 
@@ -123,6 +131,55 @@ def _view_explained() -> Iterator[None]:
         raise RuntimeError(
             "'view' on feature maps does not go with channels last: write "
             "dict(type='FastStepHook', channels_last=False)") from error
+
+
+def _skip_loss(distiller: Any, recorders: list[Any], undo: ExitStack) -> None:
+    """Let a frozen teacher compute no loss that makes no difference.
+
+    In the first step it runs for the loss and once more for its outputs
+    alone, mmengine's ``mode='tensor'``. If all recorders get the same, it
+    runs for these from then on.
+    """
+    teacher = distiller.teacher
+    original = teacher.forward
+
+    def why_needed(*args: Any, **kwargs: Any) -> str:
+        if any(part.training for part in teacher.modules()
+               if isinstance(part, _BatchNorm)):
+            return 'its BatchNorm is in training mode'
+        recorded = [one.data_buffer for one in recorders]
+        try:
+            for one in recorders:
+                one.reset_data_buffer()
+            with random_state_kept(teacher):
+                original(*args, mode='tensor', **kwargs)
+            again = [one.data_buffer for one in recorders]
+            same = apart(again, recorded) < 1e-5
+            return '' if same else 'recorders get something else without it'
+        except CODE_ERRORS as error:
+            return reason(error)
+        finally:
+            for one, data in zip(recorders, recorded):
+                one._data_buffer = data
+
+    needed: bool | None = None
+
+    def forward(*args: Any, mode: str = 'tensor', **kwargs: Any) -> Any:
+        nonlocal needed
+        if mode != 'loss' or not distiller.training or needed:
+            return original(*args, mode=mode, **kwargs)
+        if needed is None:
+            original(*args, mode=mode, **kwargs)
+            why = why_needed(*args, **kwargs)
+            needed = bool(why)
+            print_log("FastStepHook: teacher's loss " +
+                      (f'computed: {why}.' if why else 'not computed.'),
+                      'current')
+        else:
+            original(*args, mode='tensor', **kwargs)
+        return {}
+
+    replace_forward(teacher, forward, undo)
 
 
 def _use_channels_last(model: nn.Module,

@@ -73,7 +73,7 @@ class FastNetwork:
         device = next(self._network.parameters()).device
         said: list[str] = []
         run = None
-        with random_state_kept(device), torch.autocast(
+        with random_state_kept(self._network), torch.autocast(
                 device.type, enabled=False):
             try:
                 run = self._copied(batch, said)

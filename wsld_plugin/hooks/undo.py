@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.runner import BaseLoop, Runner
+from torch import nn
 
 
 def train_within(runner: Runner, context: AbstractContextManager) -> None:
@@ -27,12 +28,13 @@ def train_within(runner: Runner, context: AbstractContextManager) -> None:
 
 
 @contextmanager
-def random_state_kept(device: torch.device) -> Iterator[None]:
-    """Leave the random numbers of Python, numpy and torch as they were."""
+def random_state_kept(network: nn.Module) -> Iterator[None]:
+    """Leave the random numbers that a network draws as they were."""
     python, array = random.getstate(), np.random.get_state()
+    # By default of all GPUs, which is slow where there are many.
+    gpus = {one.device for one in network.parameters() if one.is_cuda}
     try:
-        # By default of all GPUs, which is slow where there are many.
-        with torch.random.fork_rng([device] if device.type == 'cuda' else []):
+        with torch.random.fork_rng(gpus):
             yield
     finally:
         random.setstate(python)

@@ -54,12 +54,12 @@ def _validate(runner: Runner, distiller: Any) -> dict[str, float]:
     loop = runner.val_loop
     runner.logger.info('Validating the teacher on %d batches.',
                        len(loop.dataloader))
-    device = next(distiller.teacher.parameters()).device
-    with random_state_kept(device), _evaluating(distiller.teacher):
+    teacher = distiller.teacher
+    with random_state_kept(teacher), _evaluating(teacher):
         for batch in loop.dataloader:
             with autocast(enabled=loop.fp16):
                 data = distiller.data_preprocessor(batch, False)
-                outputs = distiller.teacher(**data, mode='predict')
+                outputs = teacher(**data, mode='predict')
             loop.evaluator.process(data_samples=outputs, data_batch=batch)
         return loop.evaluator.evaluate(len(loop.dataloader.dataset))
 
