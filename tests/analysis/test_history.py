@@ -53,7 +53,14 @@ def test_resumed_and_restarted_attempts(tmp_path: Path) -> None:
     log(tmp_path, {2: 61.0, 3: 70.0}, '2')
     history = read_history(tmp_path)
     assert history.validation('accuracy/top1') == {1: 50, 2: 61, 3: 70}
-    log(tmp_path, {1: 40.0}, '3')
+    # One whose first validation is of the epoch that it resumed.
+    log(tmp_path, {4: 80.0}, '3')
+    path = tmp_path / '3' / 'vis_data' / 'scalars.json'
+    path.write_text('{"accuracy/top1": 71, "step": 3}\n' + path.read_text())
+    history = read_history(tmp_path)
+    assert history.validation('accuracy/top1') == {1: 50, 2: 61, 3: 71, 4: 80}
+    assert list(history.steps) == [1, 2, 3, 4]
+    log(tmp_path, {1: 40.0}, '4')
     history = read_history(tmp_path)
     assert history.validation('accuracy/top1') == {1: 40.0}
     assert list(history.steps) == [1]

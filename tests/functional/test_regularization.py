@@ -121,15 +121,6 @@ def test_samples_match_the_oracle(tau, shape, soft):
             *data[:2], labels, tau=tau, ignore_index=255).any()
 
 
-def test_a_teacher_that_agrees_makes_no_regularization_sample():
-    # Where both networks are equal g - a is exactly -a: no larger.
-    student = torch.tensor([[1.0, 2.0, 0.5], [1.0, 2.0, 0.5]])
-    teacher = torch.tensor([[0.0, 9.0, 0.5], [1.0, 2.0, 0.5]])
-    assert regularization_samples(
-        student, teacher, torch.tensor([0, 0]), tau=2.0).tolist() == [
-            True, False]
-
-
 def test_a_small_excess_is_not_rounded_away():
     student, teacher = torch.zeros(2, 2, 3)
     student[:, 0] = torch.tensor([-20.0, -25.0])
@@ -172,21 +163,6 @@ def test_schemes_weight_the_oracles_loss(weighting, shape, soft, tau):
     gap = (student / tau).softmax(1) - (teacher / tau).softmax(1)
     torch.testing.assert_close(gradient(got.sum(), student),
                                tau * weight.unsqueeze(1) * gap.detach())
-
-
-@pytest.mark.parametrize('weighting', ALL, ids=str)
-def test_the_mean_is_over_all_that_count(weighting):
-    student, teacher, labels = make((30, 6))
-    gone = torch.arange(30) % 3 == 0
-    labels[gone] = 255
-    rows, loss = (
-        wsld_loss(student, teacher, labels, 2.0, reduction=reduction,
-                  ignore_index=255, weighting=weighting)
-        for reduction in ('none', 'mean') if torch.manual_seed(4))
-    assert (rows[gone] == 0).all()
-    torch.testing.assert_close(loss, rows.sum() / 20)
-    grad = gradient(loss, student)
-    assert (grad[gone] == 0).all() and grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize('ignored', [False, True])
@@ -244,17 +220,9 @@ def test_schemes_trace_without_graph_breaks(weighting):
 
 
 # ----------------------------------------------------------------- errors
-@pytest.mark.parametrize('change,error,match', [
-    (dict(tau=0.0), ValueError, 'tau must be above 0, got 0'),
-    (dict(tau=float('nan')), ValueError, 'tau must be finite, got nan'),
-    (dict(student=[[0.0]]), TypeError, 'student must be a tensor'),
-    (dict(teacher=torch.zeros(2, 4)), ValueError, 'same shape'),
-    (dict(gt_labels=torch.tensor([0, 3])), ValueError, r'in \[0, 3\)'),
-    (dict(gt_labels=torch.tensor([True, False])), TypeError, 'bool'),
-])
-def test_bad_input_is_refused(change, error, match):
-    good = dict(student=torch.zeros(2, 3), teacher=torch.zeros(2, 3),
-                gt_labels=torch.tensor([0, 2]), tau=2.0)
-    regularization_samples(**good)
-    with pytest.raises(error, match=match):
-        regularization_samples(**{**good, **change})
+def test_bad_input_is_refused():
+    z = torch.zeros(2, 3)
+    for labels, tau, match in (([0, 2], 0.0, 'tau must be above 0, got 0'),
+                               ([0, 3], 2.0, r'in \[0, 3\)')):
+        with pytest.raises(ValueError, match=match):
+            regularization_samples(z, z, torch.tensor(labels), tau=tau)

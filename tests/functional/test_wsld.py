@@ -10,12 +10,7 @@ import torch
 import torch.nn.functional as F
 from loss_tester import LossTester, gradient, make, rows_of, targets_of
 
-from wsld_plugin.functional import (
-    blocks,
-    log_cross_entropy,
-    wsld_loss,
-    wsld_weight,
-)
+from wsld_plugin.functional import blocks, wsld_loss, wsld_weight
 from wsld_plugin.losses import WSLDLoss
 
 
@@ -141,13 +136,6 @@ def test_weight_is_exact_for_confident_models(margin_t, margin_s, classes):
             exact, rel=3e-5, abs=1e-18)
 
 
-def test_log_cross_entropy_where_float32_would_give_zero():
-    z, label = torch.tensor([[30.0, 0.0, 0.0]]), torch.tensor([0])
-    assert F.cross_entropy(z, label).item() < 1e-12
-    assert log_cross_entropy(z, label).item() == pytest.approx(
-        math.log(2) - 30, rel=1e-6)
-
-
 @pytest.mark.parametrize('n,classes', [(64, 1000), (8, 100_000),
                                        (4, 1_000_000)])
 def test_the_labels_own_entry_keeps_its_digits(device, n, classes):
@@ -199,9 +187,7 @@ def test_one_tensor_of_the_logits_size_is_kept(shape, dtype):
 
 
 # ------------------------------------------------------------------ errors
-GOOD = {'student': torch.zeros(2, 3), 'teacher': torch.zeros(2, 3),
-        'gt_labels': torch.tensor([0, 2])}
-BAD = [
+@pytest.mark.parametrize('change,error,match', [
     ({'student': [[0.0]]}, TypeError, 'student must be a tensor, got list'),
     ({'teacher': torch.zeros(2, 3).long()}, TypeError, 'teacher.*int64'),
     ({'student': torch.zeros(3), 'teacher': torch.zeros(3)}, ValueError,
@@ -222,34 +208,15 @@ BAD = [
      'negative class probability, -1'),
     ({'num_classes': 10}, ValueError, 'num_classes is 10.*3 classes'),
     ({'teacher': torch.zeros(2, 3, device='meta')}, ValueError, 'device'),
-    ({'tau': 0.0}, ValueError, 'tau must be above 0, got 0.0'),
-    ({'tau': -1}, ValueError, 'tau must be above 0, got -1'),
-    ({'tau': math.nan}, ValueError, 'tau must be finite, got nan'),
+    # More of these in tests/losses.
     ({'tau': True}, TypeError, 'tau must be a number, got bool'),
-    ({'eps': -1e-7}, ValueError, 'eps must be at least 0, got -1e-07'),
-    ({'reduction': 'batchmean'}, ValueError, "reduction.*'batchmean'"),
-    ({'weighting': 'kd'}, ValueError, r"weighting must be one of.*'kd'"),
-    ({'weighting': 'uniform', 'eps': 1e-7}, ValueError, 'eps belongs to'),
-]
-
-
-@pytest.mark.parametrize('change,error,match', BAD)
+])
 def test_bad_input_is_refused(change, error, match):
-    assert wsld_loss(**GOOD).item() >= 0
+    good = {'student': torch.zeros(2, 3), 'teacher': torch.zeros(2, 3),
+            'gt_labels': torch.tensor([0, 2])}
+    assert wsld_loss(**good).item() >= 0
     with pytest.raises(error, match=match):
-        wsld_loss(**{**GOOD, **change})
-
-
-def test_the_weight_refuses_a_negative_eps():
-    with pytest.raises(ValueError, match='eps must be at least 0'):
-        wsld_weight(**GOOD, eps=-1.0)
-
-
-@pytest.mark.parametrize('dtype', [torch.uint8, torch.int32, torch.int64])
-def test_any_integer_dtype_indexes(dtype):
-    labels = GOOD['gt_labels'].to(dtype)
-    assert wsld_loss(GOOD['student'], GOOD['teacher'], labels) == wsld_loss(
-        **GOOD)
+        wsld_loss(**{**good, **change})
 
 
 @pytest.mark.parametrize('dtype,label', [

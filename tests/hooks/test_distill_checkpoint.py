@@ -1,6 +1,8 @@
 """DistillCheckpointHook: what it leaves out, adds, keeps and survives."""
 from __future__ import annotations
 
+import itertools
+import json
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -48,17 +50,17 @@ def save_teacher(cfg: Config, path: Path, seed: int = 0) -> str:
     return str(path)
 
 
-def again(cfg: Config, **fields: Any) -> Config:
+RUNS = itertools.count()
+
+
+def again(cfg: Config, *changes: dict[str, Any], **fields: Any) -> Config:
     """The same config for another run; mmengine keeps state by name."""
     cfg = cfg.copy()
-    cfg.merge_from_dict(fields)
+    for change in (*changes, fields):
+        cfg.merge_from_dict(change)
     compat.prepare_amp(cfg)
-    again.runs += 1  # type: ignore[attr-defined]
-    cfg.experiment_name += f'_{again.runs}'  # type: ignore[attr-defined]
+    cfg.experiment_name += f'_{next(RUNS)}'
     return cfg
-
-
-again.runs = 0  # type: ignore[attr-defined]
 
 
 def saved(cfg: Config, epoch: int = 1) -> dict[str, Any]:
@@ -124,21 +126,18 @@ def test_what_the_file_holds_is_left_out(config: Config, trained: Trained,
 def test_resumed_run_ends_as_mmengines_own(config: Config, trained: Trained,
                                            tmp_path: Path,
                                            fields: dict[str, Any]) -> None:
-    theirs = again(config, work_dir=str(tmp_path / 'theirs'), **fields)
+    theirs = again(config, fields, work_dir=str(tmp_path / 'theirs'))
     theirs.default_hooks.checkpoint.type = 'CheckpointHook'
     theirs.train_cfg.max_epochs = 2
     expected = trained(theirs)
 
-    trained(again(config, **fields))
+    trained(again(config, fields))
     # Another name of the same file.
     renamed = Path(config.model.teacher_ckpt).replace(tmp_path / 'moved.pth')
     runner = trained(
-        again(
-            config, **fields, **{
-                'resume': True,
-                'train_cfg.max_epochs': 2,
-                'model.teacher_ckpt': str(renamed)
-            }))
+        again(config, fields, {'train_cfg.max_epochs': 2,
+                               'model.teacher_ckpt': str(renamed)},
+              resume=True))
     check_equal(runner.model.state_dict(), expected.model.state_dict())
     ours, whole = saved(config, 2), saved(theirs, 2)
     check_equal(ours['optimizer'], whole['optimizer'])
@@ -153,18 +152,26 @@ def test_resumed_run_ends_as_mmengines_own(config: Config, trained: Trained,
             })
 
 
-def test_another_teacher_is_not_resumed(config: Config, trained: Trained,
-                                        tmp_path: Path) -> None:
-    trained(config)
+@pytest.mark.parametrize('writer, resume, teacher, said', [
+    ('DistillCheckpointHook', True, True,
+     'another teacher: .*teacher_ckpt={other}'),
+    ('DistillCheckpointHook', True, False, 'lacks the teacher'),
+    ('DistillCheckpointHook', False, False, 'lacks the teacher'),
+    # A file with all of the teacher.
+    ('CheckpointHook', True, True,
+     '{file} was made with another teacher than {other}'),
+])
+def test_another_teacher_is_refused(config: Config, trained: Trained,
+                                    tmp_path: Path, writer: str, resume: bool,
+                                    teacher: bool, said: str) -> None:
+    trained(again(config, {'default_hooks.checkpoint.type': writer}))
     other = save_teacher(config, tmp_path / 'other.pth', seed=1)
-    for path, said in ((other, rf'another teacher: .*teacher_ckpt={other}'),
-                       (None, 'lacks the teacher')):
-        with pytest.raises(CheckpointMismatchError, match=said):
-            trained(
-                again(config, **{
-                    'resume': True,
-                    'model.teacher_ckpt': path
-                }))
+    file = f'{config.work_dir}/epoch_1.pth'
+    with pytest.raises(CheckpointMismatchError,
+                       match=said.format(file=file, other=other)):
+        trained(
+            again(config, {'model.teacher_ckpt': other if teacher else None},
+                  resume=resume, load_from=file))
 
 
 class AtStart(Hook):
@@ -182,7 +189,7 @@ class AtStart(Hook):
 def test_second_stage_has_its_own_teacher(config: Config, trained: Trained,
                                           tmp_path: Path, writer: str,
                                           way: str) -> None:
-    first = again(config, **{'default_hooks.checkpoint.type': writer})
+    first = again(config, {'default_hooks.checkpoint.type': writer})
     expected = trained(first).model.state_dict()
     other = save_teacher(config, tmp_path / 'other.pth', seed=1)
     fields: dict[str, Any] = {
@@ -195,24 +202,15 @@ def test_second_stage_has_its_own_teacher(config: Config, trained: Trained,
     }.get(way, {})
     start = AtStart()
     trained(
-        again(config, load_from=f'{config.work_dir}/epoch_1.pth', **fields),
-        start)
+        again(config, fields, load_from=f'{config.work_dir}/epoch_1.pth',
+              work_dir=str(tmp_path / 'second')), start)
+    log, = (tmp_path / 'second').glob('*/*.log')
+    warned = f'left there: {fields.get("model.teacher_ckpt") or "the config"}'
+    assert (warned in log.read_text()) == bool(fields)
     if fields:
         others = read_checkpoint(other)['state_dict']
         expected.update((f'teacher.{key}', others[key]) for key in others)
     check_equal(start.weights, dict(expected))
-
-
-def test_second_stage_needs_a_teacher(config: Config,
-                                      trained: Trained) -> None:
-    trained(config)
-    with pytest.raises(CheckpointMismatchError, match='lacks the teacher'):
-        trained(
-            again(
-                config, **{
-                    'load_from': f'{config.work_dir}/epoch_1.pth',
-                    'model.teacher_ckpt': None
-                }))
 
 
 def test_a_test_needs_no_teacher(config: Config, trained: Trained,
@@ -222,23 +220,16 @@ def test_a_test_needs_no_teacher(config: Config, trained: Trained,
     capsys.readouterr()
     for path in (config.model.teacher_ckpt, None):
         runner = Runner.from_cfg(
-            again(
-                config, **{
-                    'load_from': f'{config.work_dir}/epoch_1.pth',
-                    'model.teacher_ckpt': path,
-                    'test_dataloader.num_workers': 0
-                }))
+            again(config, {'model.teacher_ckpt': path,
+                           'test_dataloader.num_workers': 0},
+                  load_from=f'{config.work_dir}/epoch_1.pth'))
         assert 'accuracy/top1' in runner.test()
         check_equal(runner.model.architecture.state_dict(), before)
     assert 'do not match' not in capsys.readouterr().out
     # But a training does, whatever hooks it has.
     with pytest.raises(FileNotFoundError, match=r'model\.teacher_ckpt=.*pth'):
-        trained(
-            again(
-                config, **{
-                    'custom_hooks': [],
-                    'default_hooks.checkpoint.type': 'CheckpointHook'
-                }))
+        trained(again(config, {
+            'default_hooks.checkpoint.type': 'CheckpointHook'}))
 
 
 @pytest.mark.parametrize('distilled', [True, False])
@@ -260,13 +251,74 @@ def test_a_students_file_is_not_resumed(config: Config, trained: Trained,
         trained(again(config, load_from=student))
 
 
+class KilledAtValidation(Hook):
+    """A kill between an epoch's checkpoint and the end of its validation."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def after_val_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
+        if runner.epoch == self.epoch or runner.iter == self.epoch:
+            raise KeyboardInterrupt
+
+
+def state_of(runner: Runner, folder: Path) -> tuple[Any, ...]:
+    """Files, validations, the best, and metrics beside the student."""
+    validations = {
+        line['step']: line['accuracy/top1']
+        for path in folder.glob('*/vis_data/scalars.json')
+        for line in map(json.loads, path.read_text().splitlines())
+        if 'accuracy/top1' in line
+    }
+    info = runner.message_hub.runtime_info
+    students = {
+        path.name: read_checkpoint(str(path))['meta']['metrics']
+        for path in folder.glob('*_student.pth')
+    }
+    return ({name for name in names(folder) if name.endswith('.pth')},
+            validations, info['best_score'], Path(info['best_ckpt']).name,
+            students)
+
+
+@pytest.mark.parametrize('unit', ['epoch', 'iter'])
+@pytest.mark.parametrize('killed', [1, 2, 3])
+@pytest.mark.parametrize('rule', ['greater', 'less'])
+def test_a_cut_validation_is_made_up(config: Config, trained: Trained,
+                                     tmp_path: Path, unit: str, killed: int,
+                                     rule: str) -> None:
+    by_epoch = unit == 'epoch'
+    config.default_hooks.checkpoint.update(
+        by_epoch=by_epoch, interval=1, save_best='accuracy/top1', rule=rule)
+    config.train_cfg = dict(
+        by_epoch=by_epoch, val_interval=1, **{f'max_{unit}s': 3})
+    config.default_hooks.logger.log_metric_by_epoch = by_epoch
+    whole = again(config, work_dir=str(tmp_path / 'whole'))
+    expected = state_of(trained(whole), tmp_path / 'whole')
+    with pytest.raises(KeyboardInterrupt):
+        trained(again(config), KilledAtValidation(killed))
+    resumed = trained(again(config, resume=True))
+    assert resumed.epoch == 3 or resumed.iter == 3
+    got = state_of(resumed, Path(config.work_dir))
+    assert len(got[1]) == 3
+    if by_epoch or killed == 3:
+        assert got == expected
+
+
+def test_the_best_is_not_validated_again(config: Config, trained: Trained,
+                                         tmp_path: Path) -> None:
+    config.default_hooks.checkpoint.save_best = 'accuracy/top1'
+    trained(config)
+    watch = KilledAtValidation(1)
+    assert trained(again(config, resume=True), watch).epoch == 1
+
+
 @pytest.mark.parametrize('fields', [
     {'model.teacher_ckpt': None},
     {'model.teacher_trainable': True},
 ])
 def test_teacher_that_no_file_holds_is_saved(config: Config, trained: Trained,
                                              fields: dict[str, Any]) -> None:
-    runner = trained(again(config, **fields))
+    runner = trained(again(config, fields))
     check_equal(saved(config)['state_dict'], dict(runner.model.state_dict()))
 
 
@@ -328,7 +380,6 @@ class Shouting(LocalBackend):
 @pytest.mark.parametrize('by_epoch, client', [
     (True, None),
     (False, None),
-    (True, dict(backend='disk')),
     (True, dict(backend='shouting')),
 ])
 def test_students_go_with_their_checkpoints(

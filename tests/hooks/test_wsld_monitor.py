@@ -12,22 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import oracle
 import pytest
 import torch
 from dense_distillation import IGNORED, Call, config, logged
+from loss_tester import rows_of, targets_of
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 import wsld_plugin
+from wsld_plugin.functional import blocks
 from wsld_plugin.hooks import wsld_monitor
 from wsld_plugin.losses import WSLDLoss
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import oracle
 
 HERE = Path(__file__).parent
 Trained = Callable[..., Runner]
@@ -38,24 +37,9 @@ QUANTILES = {'weight_p05': 0.05, 'weight_p50': 0.5, 'weight_p95': 0.95}
 
 def rows(student: Tensor, teacher: Tensor, labels: Tensor) -> list[Any]:
     """Logits and label distributions of every position that counts."""
-    keep = torch.ones(student[:, 0].numel(), dtype=torch.bool)
-    if not labels.is_floating_point():
-        keep = (labels != IGNORED).flatten()
-        labels = labels.masked_fill(labels == IGNORED, 0)
-        labels = one_hot(labels, student.shape[1]).movedim(-1, 1)
-    return [*zip(*(tensor.double().movedim(1, -1).flatten(0, -2)[keep].tolist()
-                   for tensor in (student, teacher, labels)))]
-
-
-def regularizes(student: list[float], teacher: list[float],
-                target: list[float], tau: float) -> bool:
-    """``|b| > |a|`` along the label."""
-    at_one, soft_s, soft_t = (oracle.softmax(student),
-                              oracle.softmax(student, tau),
-                              oracle.softmax(teacher, tau))
-    a = sum(y * (sum(target) * p - y) for y, p in zip(target, at_one))
-    g = sum(y * tau * (p - q) for y, p, q in zip(target, soft_s, soft_t))
-    return abs(g - a) > abs(a)
+    targets = targets_of(labels, student.shape[1], IGNORED)
+    return [row for row in zip(rows_of(student), rows_of(teacher), targets)
+            if row[2] is not None]
 
 
 def expected(calls: list[Call], tau: float) -> dict[str, float]:
@@ -65,7 +49,8 @@ def expected(calls: list[Call], tau: float) -> dict[str, float]:
             for row in batch]
     each: dict[str, list[float]] = {
         'weight_mean': [oracle.weight(*row) for row in batch],
-        'regularization_ratio': [regularizes(*row, tau) for row in batch],
+        'regularization_ratio': [
+            oracle.is_regularization(*row, tau) for row in batch],
         'ce_student': [oracle.cross_entropy(s, y) for s, _, y in batch],
         'ce_teacher': [oracle.cross_entropy(t, y) for _, t, y in batch],
         'top1_student': [100 * (s == y) for s, _, y in best],
@@ -176,8 +161,8 @@ def test_several_losses_have_names_without_the_word(
 def test_dense_predictions_and_ignored_positions(
         block: int, soft: bool, tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch) -> None:
-    # Blocks of six positions in both pictures, the other time of all.
-    monkeypatch.setattr(wsld_monitor, '_BLOCK', block)
+    # Blocks of two lines of a picture, the other time of all.
+    monkeypatch.setattr(blocks, '_CPU_BLOCK', block)
     cfg = config(tmp_path)
     cfg.model.soft = soft
     values, calls = trained_on_maps(cfg)
@@ -190,8 +175,7 @@ def test_the_host_waits_for_no_block(soft: bool) -> None:
     # Tensors without data: what would have to be read cannot be.
     logits = torch.empty(2, 19, 512, 256, device='meta')
     labels = logits if soft else logits[:, 0].long()
-    block, = wsld_monitor._blocks(logits, logits, labels)
-    sums = wsld_monitor._block_sums(*block, WSLDLoss(tau=2))
+    sums = wsld_monitor._block_sums(logits, logits, labels, WSLDLoss(tau=2))
     assert sums.device.type == 'meta'
 
 

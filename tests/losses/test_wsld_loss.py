@@ -98,32 +98,6 @@ def test_uniform_is_mmrazors_distillation(tau, loss_weight):
     assert ours.item() == pytest.approx((theirs + entropy).item(), rel=1e-5)
 
 
-def test_a_configurable_distiller_takes_it_for_mmrazors_wsld():
-    from mmrazor.registry import MODELS as RAZOR
-
-    def build(loss_type):
-        mapping = dict(
-            student=dict(recorder='fc', from_student=True),
-            teacher=dict(recorder='fc', from_student=False),
-            gt_labels=dict(
-                recorder='gt_labels', from_student=True, data_idx=1))
-        return RAZOR.build(dict(
-            _scope_='mmrazor',
-            type='ConfigurableDistiller',
-            student_recorders=dict(
-                fc=dict(type='ModuleOutputs', source='head.fc'),
-                gt_labels=dict(
-                    type='ModuleInputs', source='head.loss_module')),
-            teacher_recorders=dict(
-                fc=dict(type='ModuleOutputs', source='head.fc')),
-            distill_losses=dict(loss_wsld=dict(
-                type=loss_type, tau=2, loss_weight=2.5, num_classes=1000)),
-            loss_forward_mappings=dict(loss_wsld=mapping)))
-
-    assert type(build('WSLD').distill_losses.loss_wsld).__name__ == 'WSLD'
-    assert isinstance(build('WSLDLoss').distill_losses.loss_wsld, WSLDLoss)
-
-
 @pytest.mark.parametrize('settings,error,match', [
     (dict(tau=0), ValueError, 'tau must be above 0, got 0'),
     (dict(tau=float('inf')), ValueError, 'tau must be finite, got inf'),

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,9 +52,10 @@ def read_history(work_dir: Path) -> History:
             elif 'step' in record and not any(
                     key.startswith('teacher/') for key in record):
                 attempt.validations[record['step']] = record
-        first = min((*attempt.steps, *attempt.validations), default=None)
+        # Not of validations: a resumed one validates again what it resumes.
+        first = min(attempt.steps, default=math.inf)
         for known, new in zip(history, attempt):
-            for epoch in [one for one in known if first and one >= first]:
+            for epoch in [one for one in known if one >= first]:
                 del known[epoch]
             known.update(new)
     return history

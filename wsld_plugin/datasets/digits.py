@@ -10,14 +10,8 @@ from mmengine.registry import DATASETS
 
 SPLITS = ('train', 'val', 'test')
 # Shares of each class that end the train and the val split.
-_TRAIN_END, _VAL_END = 0.5, 0.7
+_ENDS = (0.5, 0.7)
 _SHUFFLE_SEED = 0
-
-
-def _check_split(split: str) -> None:
-    if split not in SPLITS:
-        raise ValueError(
-            f'split must be one of {", ".join(SPLITS)}, got {split!r}')
 
 
 def split_indices(gt_labels: np.ndarray, split: str) -> np.ndarray:
@@ -39,21 +33,17 @@ def split_indices(gt_labels: np.ndarray, split: str) -> np.ndarray:
     Raises:
         ValueError: If ``split`` is none of the three names.
     """
-    _check_split(split)
+    if split not in SPLITS:
+        raise ValueError(
+            f'split must be one of {", ".join(SPLITS)}, got {split!r}')
     # numpy never changes the streams of RandomState, those of its newer
     # generators it may.
     rng = np.random.RandomState(_SHUFFLE_SEED)
     turns: list[tuple[int, int, int]] = []
     for label in np.unique(gt_labels):
         members = rng.permutation(np.flatnonzero(gt_labels == label))
-        train_end = round(len(members) * _TRAIN_END)
-        val_end = round(len(members) * _VAL_END)
-        bounds = {
-            'train': (0, train_end),
-            'val': (train_end, val_end),
-            'test': (val_end, len(members)),
-        }
-        chosen = members[slice(*bounds[split])]
+        ends = [round(len(members) * share) for share in _ENDS]
+        chosen = np.split(members, ends)[SPLITS.index(split)]
         turns += [(turn, int(label), int(index))
                   for turn, index in enumerate(chosen)]
     return np.array([index for _, _, index in sorted(turns)], dtype=np.int64)
@@ -92,7 +82,6 @@ class DigitsDataset(BaseDataset):
                  split: str,
                  pipeline: Sequence[Any] = (),
                  **kwargs: Any) -> None:
-        _check_split(split)
         self.split = split
         super().__init__(pipeline=list(pipeline), **kwargs)
 

@@ -62,13 +62,8 @@ def resampled_dataset(dataset: dict[str, Any],
         run: As for :func:`resampled_indices`.
         parts: As for :func:`resampled_indices`.
 
-    Returns:
-        A data set of the same class.
-
     Raises:
-        TypeError: If ``dataset`` describes something else, such as a
-            wrapper.
-        ValueError: As :func:`resampled_indices`.
+        TypeError: If ``dataset`` describes something else, as a wrapper.
     """
     whole = DATASETS.build(dataset)
     if not isinstance(whole, BaseDataset):

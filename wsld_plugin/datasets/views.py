@@ -72,7 +72,9 @@ class SeededViews:
                 raise ValueError(
                     f'{name} must be an integer of at least {low}, got '
                     f'{value!r}')
-        pipeline = _plain(dataset.get('pipeline', []))
+        # As it is now: transforms may be built in place.
+        pipeline = json.dumps(
+            dataset.get('pipeline', []), sort_keys=True, default=repr)
         built = DATASETS.build(dict(dataset))
         if not isinstance(built, BaseDataset):
             raise TypeError('dataset must be a BaseDataset of mmengine, got '
@@ -94,13 +96,7 @@ class SeededViews:
         return self.samples * self.views
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Make a view.
-
-        Args:
-            index: In [0, samples * views).
-
-        Returns:
-            The packed sample.
+        """The packed sample of a view, ``index`` in [0, samples * views).
 
         Raises:
             IndexError: If there is no such view.
@@ -132,7 +128,7 @@ class SeededViews:
         rule = dict(
             rule=SEED_RULE,
             classes=self.metainfo.get('classes'),
-            pipeline=pipeline,
+            pipeline=json.loads(pipeline),
             samples=self.samples,
             views=self.views,
             seed=self.seed)
@@ -177,21 +173,19 @@ class ViewSampler(DefaultSampler):
 @contextmanager
 def _random_numbers_of(seed: int, sample: int, view: int) -> Iterator[None]:
     """Draw a view's random numbers, and none from the generators' own."""
-    state = random.getstate(), np.random.get_state()
-    # torch.manual_seed would also restart the generators of GPUs.
-    torch_generator = torch.default_generator
-    torch_state = torch_generator.get_state()
+    python, array = random.getstate(), np.random.get_state()
     low, high, third, fourth = map(
         int, np.random.SeedSequence([seed, sample, view]).generate_state(4))
     random.seed(low | high << 32)
     np.random.seed(third)
-    torch_generator.manual_seed(fourth)
     try:
-        yield
+        with torch.random.fork_rng([]):
+            # torch.manual_seed would also restart the generators of GPUs.
+            torch.default_generator.manual_seed(fourth)
+            yield
     finally:
-        random.setstate(state[0])
-        np.random.set_state(state[1])
-        torch_generator.set_state(torch_state)
+        random.setstate(python)
+        np.random.set_state(array)
 
 
 def _checksum(inputs: Any) -> int:
@@ -211,6 +205,3 @@ def _identity(value: Any) -> bytes:
     return repr(value).encode()
 
 
-def _plain(config: Any) -> Any:
-    """A config as JSON holds it."""
-    return json.loads(json.dumps(config, sort_keys=True, default=repr))

@@ -16,34 +16,25 @@ class BiasVariance(NamedTuple):
     """Parts of each sample's expected error, all ``(N,)``, float64, nats.
 
     ``error = noise + bias + distillation + variance``.
-
-    Attributes:
-        error: Mean cross-entropy of the runs.
-        noise: Entropy of the label, 0 for class indices.
-        bias: KL divergence from the label to the mean prediction (of direct
-            training where a reference is given).
-        variance: Mean KL divergence from the mean prediction to the runs'.
-        distillation: What distillation adds to the bias; negative where it
-            lowers the bias, 0 without a reference.
     """
 
-    error: Tensor
-    noise: Tensor
+    error: Tensor  #: Mean cross-entropy of the runs.
+    noise: Tensor  #: Entropy of the label, 0 for class indices.
+    #: KL divergence from the label to the mean prediction (of direct training
+    #: where a reference is given).
     bias: Tensor
+    #: Mean KL divergence from the mean prediction to the runs'.
     variance: Tensor
+    #: What distillation adds to the bias; negative where it lowers the bias,
+    #: 0 without a reference.
     distillation: Tensor
 
 
 class Jackknife(NamedTuple):
-    """What :func:`jackknife` returns, both shaped like the statistic.
+    """What :func:`jackknife` returns, both shaped like the statistic."""
 
-    Attributes:
-        mean: The estimate, freed of its bias of order 1 / runs.
-        standard_error: Standard error of the estimate over runs.
-    """
-
-    mean: Tensor
-    standard_error: Tensor
+    mean: Tensor  #: The estimate, freed of its bias of order 1 / runs.
+    standard_error: Tensor  #: Of the estimate, over runs.
 
 
 @torch.no_grad()
@@ -77,10 +68,6 @@ def bias_variance(logp: Tensor,
         The parts, each ``(N,)`` in float64. The variance of few runs is too
         small, by 1 / runs on average, and the bias too large by the same
         amount; :func:`jackknife` corrects both.
-
-    Raises:
-        TypeError: If an argument is no tensor or has an unusable dtype.
-        ValueError: If shapes, labels or values are wrong.
 
     Source:
         Heskes, "Bias/Variance Decompositions for Likelihood-Based
@@ -136,10 +123,7 @@ def jackknife(statistic: Callable[[list[int]], Tensor],
         runs: Number of runs, at least 2.
 
     Returns:
-        Mean and standard error, shaped like the statistic, in float64.
-
-    Raises:
-        ValueError: If there are fewer than 2 runs.
+        Mean and standard error, in float64.
 
     Source:
         Efron and Tibshirani, "An Introduction to the Bootstrap", 1993,

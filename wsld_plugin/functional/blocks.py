@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Optional
 
 import torch
@@ -31,36 +31,39 @@ def by_block(function: Callable[..., Tensor], logits: Tensor,
     """
     if is_traced() or torch.is_grad_enabled():
         return function(logits, *others)
-    block = _DEVICE_BLOCK
-    if logits.device.type == 'cpu':
-        block = _CPU_BLOCK * torch.get_num_threads()
-    if logits.numel() <= block:
+    positions = block_positions(logits)
+    if len(positions) < 2:
         return function(logits, *others)
     result: Any = None
-    for at in _positions(logits.shape, block):
-        part = function(*(_cut(x, at) for x in (logits, *others)))
+    for at in positions:
+        part = function(*(cut(x, at) for x in (logits, *others)))
         if result is None:
             like = logits if part.dim() == logits.dim() else logits[:, 0]
             result = torch.empty_like(like, dtype=part.dtype)
-        _cut(result, at).copy_(part)
+        cut(result, at).copy_(part)
         del part  # The next block takes its memory, still in the cache.
     return result
 
 
-def _positions(shape: torch.Size, block: int) -> Iterator[tuple[slice, ...]]:
-    """Where the blocks of about ``block`` numbers are, classes whole."""
-    inner = shape.numel()
+def block_positions(logits: Tensor) -> list[tuple[slice, ...]]:
+    """Where the blocks of logits ``(N, C, *)`` are, with all their classes."""
+    block = _DEVICE_BLOCK
+    if logits.device.type == 'cpu':
+        block = _CPU_BLOCK * torch.get_num_threads()
+    inner = logits.numel()
+    if inner <= block:
+        return [(slice(None), ) * logits.dim()]
     ranges = []
-    for dim, size in enumerate(shape):
+    for dim, size in enumerate(logits.shape):
         step = size
         if dim != 1:
             inner //= size
             step = min(size, max(1, block // inner))
         ranges.append([slice(i, i + step) for i in range(0, size, step)])
-    return itertools.product(*ranges)
+    return [*itertools.product(*ranges)]
 
 
-def _cut(tensor: Any, at: tuple[slice, ...]) -> Any:
+def cut(tensor: Any, at: tuple[slice, ...]) -> Any:
     """The block of a tensor with or without classes, or of None."""
     if tensor is None:
         return None

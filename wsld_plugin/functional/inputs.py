@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import math
-from numbers import Real
+from numbers import Integral, Real
 from typing import Optional
 
 import torch
@@ -58,18 +58,19 @@ def check_number(name: str,
                  value: float,
                  *,
                  above: float = -math.inf,
-                 least: float = -math.inf) -> float:
-    """A finite number, also one of numpy's, as a float."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f'{name} must be a number, got '
-                        f'{type(value).__name__}')
+                 least: float = -math.inf,
+                 integer: bool = False) -> float:
+    """A finite number, also one of numpy's, as a float or an integer."""
+    kind, what = (Integral, 'an integer') if integer else (Real, 'a number')
+    if isinstance(value, bool) or not isinstance(value, kind):
+        raise TypeError(f'{name} must be {what}, got {type(value).__name__}')
     if not math.isfinite(value):
         raise ValueError(f'{name} must be finite, got {value}')
     if value <= above:
         raise ValueError(f'{name} must be above {above}, got {value}')
     if value < least:
         raise ValueError(f'{name} must be at least {least}, got {value}')
-    return float(value)
+    return int(value) if integer else float(value)
 
 
 def check_inputs(student: Tensor,

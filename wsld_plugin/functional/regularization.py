@@ -42,23 +42,17 @@ def regularization_samples(student: Tensor,
     for one-hot labels.
 
     Args:
-        student: Logits ``(N, C)`` or ``(N, C, *)``, any floating dtype.
+        student: Logits ``(N, C)`` or ``(N, C, *)``.
         teacher: Logits of the same shape.
-        gt_labels: Class indices ``(N, *)`` of an integer dtype, or class
-            probabilities shaped like the logits.
+        gt_labels: As for :func:`wsld_loss`.
+        ignore_index: As for :func:`wsld_loss`.
         tau: Temperature of the soft-label loss, above 0.
-        ignore_index: Class index of positions that do not count.
 
     Returns:
         Booleans ``(N, *)``; False at positions that do not count, and where
         both derivatives underflow to 0.
 
-    Raises:
-        TypeError: If an argument is no tensor or has an unusable dtype.
-        ValueError: If shapes, class counts, labels or ``tau`` are wrong.
-
-    Source:
-        arXiv 2102.00650, its test for regularization samples.
+    Source: arXiv 2102.00650, its test for regularization samples.
 
     Example:
         >>> import torch

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Optional, Union
+from typing import Any, Optional, Union
 
 import torch
 from torch import Tensor
@@ -13,9 +13,15 @@ from .inputs import check_number, widen
 from .regularization import larger_variance
 from .weight import wsld_weight
 
-SCHEMES = ('wsld', 'uniform', 'drop_regularization', 'only_regularization',
-           'drop_random')
 KINDS = ('regularization', 'other')
+# Weights of the two kinds; None where they have nothing to do with them.
+_SCHEMES: dict[str, Any] = {
+    'wsld': None,
+    'uniform': None,
+    'drop_regularization': (0.0, 1.0),
+    'only_regularization': (1.0, 0.0),
+    'drop_random': (0.0, 1.0),
+}
 Weighting = Union[str, Mapping[str, float]]
 
 
@@ -31,10 +37,9 @@ def sample_weight(student: Tensor,
     """Weight of each sample's soft-label loss under a weighting scheme.
 
     Args:
-        student: Logits ``(N, C)`` or ``(N, C, *)``, any floating dtype.
+        student: Logits ``(N, C)`` or ``(N, C, *)``.
         teacher: Logits of the same shape.
-        gt_labels: Class indices ``(N, *)`` in ``[0, C)``, or class
-            probabilities shaped like the logits.
+        gt_labels: As for :func:`wsld_weight`.
         weighting: One of
 
             - ``'wsld'``: :func:`wsld_weight`, in [0, 1].
@@ -66,21 +71,19 @@ def sample_weight(student: Tensor,
                     gt_labels)
     if weighting == 'drop_random':
         kind = _as_many_at_random(kind, ignored)
-    if not isinstance(weighting, str):
-        of_kind, of_others = (weighting[name] for name in KINDS)
-    elif weighting == 'only_regularization':
-        of_kind, of_others = 1.0, 0.0
-    else:
-        of_kind, of_others = 0.0, 1.0
+    of_kind, of_others = (
+        _SCHEMES[weighting] if isinstance(weighting, str) else
+        (weighting[name] for name in KINDS))
     return weight.mul(of_others).masked_fill(kind, of_kind)
 
 
 def check_weighting(weighting: Weighting, eps: float = 0.0) -> None:
     """Refuse a weighting that :func:`sample_weight` does not know."""
     if isinstance(weighting, str):
-        if weighting not in SCHEMES:
-            raise ValueError(f'weighting must be one of {SCHEMES} or a dict '
-                             f'of weights for {KINDS}, got {weighting!r}')
+        if weighting not in _SCHEMES:
+            raise ValueError(
+                f'weighting must be one of {tuple(_SCHEMES)} or a dict of '
+                f'weights for {KINDS}, got {weighting!r}')
     elif isinstance(weighting, Mapping):
         if set(weighting) != set(KINDS):
             raise ValueError(f'weighting must have the keys {KINDS}, got '

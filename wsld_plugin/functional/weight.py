@@ -40,8 +40,7 @@ def wsld_weight(student: Tensor,
         ``(N, *)`` in [0, 1], float32 (float64 for float64 logits), without
         gradient. A negative ``eps`` is a ValueError.
 
-    Source:
-        arXiv 2102.00650, the weight in front of the soft-label loss.
+    Source: arXiv 2102.00650, the weight in front of the soft-label loss.
 
     Example:
         >>> import torch

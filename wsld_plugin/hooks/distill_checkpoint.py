@@ -9,11 +9,15 @@ from typing import Any
 
 import torch
 from mmengine.dist import is_main_process
-from mmengine.fileio import FileClient, LocalBackend, get_file_backend
-from mmengine.fileio.file_client import HardDiskBackend
+from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
-from mmengine.runner import BaseLoop, Runner, weights_to_cpu
+from mmengine.runner import (
+    BaseLoop,
+    EpochBasedTrainLoop,
+    Runner,
+    weights_to_cpu,
+)
 
 from ..checkpoints import (
     CheckpointMismatchError,
@@ -42,6 +46,8 @@ class DistillCheckpointHook(CheckpointHook):
       to a training with the config's teacher. A teacher without
       ``teacher_ckpt``, one that trains, and the teacher beside an
       ``EMAHook`` with ``strict_load=True`` are saved whole.
+    - A resumed run begins with the validation of its checkpoint, which was
+      saved before that and knows nothing of it.
     - The student, its running average if there is an ``EMAHook``, stands
       beside each checkpoint as ``*_student.pth``, as mmpretrain loads it.
     - A local file takes its name when it is complete and on the disk, and
@@ -72,29 +78,29 @@ class DistillCheckpointHook(CheckpointHook):
 
     def before_train(self, runner: Runner) -> None:
         """Prepare the folder and read the weights that will be left out."""
-        folder = self.out_dir or runner.work_dir
-        if self.file_client_args is None:
-            backend = get_file_backend(folder, backend_args=self.backend_args)
-        else:
-            backend = FileClient.infer_client(self.file_client_args).client
-        atomic = type(backend) in (LocalBackend, HardDiskBackend)
+        backend = get_file_backend(
+            self.out_dir or runner.work_dir, backend_args=self.backend_args)
+        atomic = self.file_client_args is None and type(
+            backend) is LocalBackend
         if atomic:
-            self.file_client_args = None
             self.backend_args = dict(backend='wsld_plugin.atomic')
         kept = list(runner.message_hub.runtime_info.get('keep_ckpt_ids', []))
         super().before_train(runner)
         self.file_backend = _Backend(self.file_backend)
-        if not is_main_process():
-            return
-        # Students of the checkpoints that went just now.
-        for step in {*kept} - {*getattr(self, 'keep_ckpt_ids', kept)}:
-            self.file_backend.remove(self._path(step))
-        self.file_backend.remove_now()
-        if atomic:
-            remove_parts(Path(self.out_dir))
-        # A strict EMAHook demands the whole model before it can be completed.
-        if not any(getattr(one, 'strict_load', False) for one in runner.hooks):
-            self._frozen = _frozen_teacher(runner)
+        if is_main_process():
+            # Students of the checkpoints that went just now.
+            for step in {*kept} - {*getattr(self, 'keep_ckpt_ids', kept)}:
+                self.file_backend.remove(self._path(step))
+            self.file_backend.remove_now()
+            if atomic:
+                remove_parts(Path(self.out_dir))
+            # A strict EMAHook demands the whole model before it can be
+            # completed.
+            if not any(
+                    getattr(one, 'strict_load', False)
+                    for one in runner.hooks):
+                self._frozen = _frozen_teacher(runner)
+        self._make_up_validation(runner)
 
     def before_save_checkpoint(self, runner: Runner,
                                checkpoint: dict[str, Any]) -> None:
@@ -138,15 +144,44 @@ class DistillCheckpointHook(CheckpointHook):
                 and not distiller.teacher_trainable
                 and keep_teacher(distiller.teacher, weights)):
             # A teacher without weights is a cache, which knows its own.
+            ours = _teacher_ckpt(runner) or "the config's teacher"
             if runner._resume and [*distiller.teacher.parameters()]:
                 raise CheckpointMismatchError(
-                    'the checkpoint was made with another teacher than '
-                    'model.teacher_ckpt')
-            runner.logger.info('%s has another teacher, which is left there.',
-                               runner._load_from)
+                    f'{runner._load_from or runner.work_dir} was made with '
+                    f'another teacher than {ours}, and is not resumed')
+            runner.logger.warning(
+                '%s has another teacher, which is left there: %s teaches.',
+                runner._load_from, ours)
         # Whoever tests needs no teacher, but mmengine would miss it.
         for key, value in distiller.teacher.state_dict().items():
             weights.setdefault(f'teacher.{key}', value)
+
+    def _make_up_validation(self, runner: Runner) -> None:
+        """Validate a resumed run, as the one that was cut did or would have.
+
+        What depends on it, as the best score or a stop, is not in the file.
+        """
+        loop: Any = runner.train_loop
+        by_epoch = isinstance(loop, EpochBasedTrainLoop)
+        now, end = (runner.epoch, runner.max_epochs) if by_epoch else (
+            runner.iter, runner.max_iters)
+        loop._decide_current_val_interval()
+        if (not runner._resume or runner.val_loop is None
+                or self.by_epoch != by_epoch or now < max(1, loop.val_begin)
+                or (now % loop.val_interval and now != end)):
+            return
+        name = self.filename_tmpl.format(now)
+        # The best is saved once more, after its validation.
+        if any(str(path).endswith(f'_{name}') for path in self._best()):
+            return
+        path = self._path(now)
+        if self.file_backend.isfile(path):
+            self._step, self.last_ckpt = now, path
+        student = _student_path(path)
+        if is_main_process() and self.file_backend.isfile(student):
+            self._student = torch.load(
+                io.BytesIO(self.file_backend.get(student)))
+        runner.val_loop.run()
 
     def after_val_epoch(self, runner: Runner,
                         metrics: dict[str, float] | None = None) -> None:
@@ -252,8 +287,12 @@ def _student_path(checkpoint: str) -> str:
 def _frozen_teacher(runner: Runner) -> FrozenTeacher | None:
     """The teacher's weights, if they can be read from a file again."""
     distiller = distillers(runner.model).get('teacher')
-    cfg = runner.cfg.get('model')
-    if (distiller is None or distiller.teacher_trainable
-            or not isinstance(cfg, dict) or not cfg.get('teacher_ckpt')):
+    path = _teacher_ckpt(runner)
+    if distiller is None or distiller.teacher_trainable or not path:
         return None
-    return FrozenTeacher(distiller.teacher, cfg['teacher_ckpt'])
+    return FrozenTeacher(distiller.teacher, path)
+
+
+def _teacher_ckpt(runner: Runner) -> str | None:
+    cfg = runner.cfg.get('model')
+    return cfg.get('teacher_ckpt') if isinstance(cfg, dict) else None

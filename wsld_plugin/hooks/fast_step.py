@@ -2,30 +2,34 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
-from unittest import mock
 
 import torch
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
-from mmengine.runner import BaseLoop, Runner
+from mmengine.runner import Runner
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from .fast_teacher import FastBackbone, map_tensors
+from .fast_teacher import (
+    CODE_ERRORS,
+    FastNetwork,
+    apart,
+    map_tensors,
+    reason,
+    replace_forward,
+)
 from .teachers import distillers
+from .undo import random_state_kept, train_within
 
 # All other recorders replace functions, which networks may use anywhere.
 _MODULE_RECORDERS = ('ModuleInputsRecorder', 'ModuleOutputsRecorder',
                      'ParameterRecorder')
-# Named, not imported, for the teacher need not be mmpretrain's.
-_PLAIN_LOSSES = [
-    'mmpretrain.models.classifiers.image.ImageClassifier.loss',
-    'mmpretrain.models.heads.cls_head.ClsHead.loss',
-    'mmpretrain.models.heads.cls_head.ClsHead._get_loss',
-]
 # What DDP remembers of its first step, as before that.
 _UNUSED = dict(_static_graph_delay_allreduce_enqueued=False, num_iterations=0)
 
@@ -37,10 +41,10 @@ class FastStepHook(Hook):
     Convolutions are laid out channels last. A frozen teacher runs on a copy
     of its backbone with BatchNorm folded into the convolutions, if that is in
     evaluation mode (``teacher_norm_eval=True``) and nothing in it is random
-    (``FrozenTeacherHook``), and computes no loss that nobody reads. What does
-    not apply is left out, and the log says why. Checkpoints, resuming and
-    validation are as without this hook; after the training, or if it fails,
-    the model and the optimizer are as before.
+    (``FrozenTeacherHook``), and computes no loss that nobody records. What
+    does not apply is left out, and the log says why. Checkpoints, resuming
+    and validation are as without this hook; after the training, or if it
+    fails, the model and the optimizer are as before.
 
     Args:
         channels_last: Code that calls ``view`` on feature maps, as some
@@ -69,26 +73,9 @@ class FastStepHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         """Take everything back when the training ends or fails."""
-        loop = getattr(runner, '_train_loop', None)
-        if not isinstance(loop, BaseLoop):
-            return
-        run = loop.run
-
-        def run_and_take_back() -> Any:
-            try:
-                return run()
-            except RuntimeError as error:
-                if self.channels_last and 'view size is not' in str(error):
-                    raise RuntimeError(
-                        "'view' on feature maps does not go with channels "
-                        "last: write dict(type='FastStepHook', "
-                        'channels_last=False)') from error
-                raise
-            finally:
-                loop.__dict__.pop('run', None)
-                self._undo.close()
-
-        loop.__dict__['run'] = run_and_take_back
+        train_within(runner, self._undo)
+        if self.channels_last:
+            self._undo.enter_context(_view_explained())
 
     def before_train(self, runner: Runner) -> None:
         """Lay out the model and speed up its frozen teachers."""
@@ -117,7 +104,7 @@ class FastStepHook(Hook):
             part.update(map_tensors(Tensor.contiguous, dict(part)))
 
     def _speed_up(self, distiller: Any, cfg: Any) -> str:
-        """Speed a frozen teacher up, and say what comes of its loss."""
+        """Speed a frozen teacher up, and say if nothing comes of it."""
         if cfg.get('compile'):
             return 'teacher left alone: cfg.compile compiles it'
         inner: Any = getattr(distiller, 'distiller', None)
@@ -128,28 +115,71 @@ class FastStepHook(Hook):
             return 'teacher left alone: not only its modules are recorded'
         backbone: Any = getattr(distiller.teacher, 'backbone', None)
         if isinstance(backbone, nn.Module) and [*backbone.parameters()]:
-            FastBackbone(distiller, self.teacher_dtype, self._undo)
-        return _skip_loss(distiller, recorders.recorders, self._undo)
+            FastNetwork(distiller, backbone, self.teacher_dtype, self._undo)
+        _skip_loss(distiller, [*recorders.recorders.values()], self._undo)
+        return 'teacher tried in the first step'
 
 
-def _skip_loss(distiller: Any, recorders: dict[str, Any],
-               undo: ExitStack) -> str:
-    """Let a teacher compute no loss and no metrics, or say why it does."""
-    kind, head = type(distiller.teacher), getattr(distiller.teacher, 'head', 0)
-    methods = (getattr(kind, 'loss', kind), getattr(type(head), 'loss', kind),
-               getattr(type(head), '_get_loss', kind))
-    if [f'{one.__module__}.{one.__qualname__}'
-            for one in methods] != _PLAIN_LOSSES:
-        return "teacher's loss computed: it is not mmpretrain's classifier"
-    if any(f'{one.source}.'.startswith('head.loss_module.')
-           for one in recorders.values()):
-        return "teacher's loss computed: a recorder reads it"
-    loss: Any = head._get_loss  # type: ignore[union-attr]
-    undo.enter_context(
-        mock.patch.object(
-            head, '_get_loss', lambda *args, **kwargs: {}
-            if distiller.training else loss(*args, **kwargs)))
-    return "teacher's loss not computed"
+@contextmanager
+def _view_explained() -> Iterator[None]:
+    """Tell who needs it which switch to turn."""
+    try:
+        yield
+    except RuntimeError as error:
+        if 'view size is not' not in str(error):
+            raise
+        raise RuntimeError(
+            "'view' on feature maps does not go with channels last: write "
+            "dict(type='FastStepHook', channels_last=False)") from error
+
+
+def _skip_loss(distiller: Any, recorders: list[Any], undo: ExitStack) -> None:
+    """Let a frozen teacher compute no loss that makes no difference.
+
+    In the first step it runs for the loss and once more for its outputs
+    alone, mmengine's ``mode='tensor'``. If all recorders get the same, it
+    runs for these from then on.
+    """
+    teacher = distiller.teacher
+    original = teacher.forward
+
+    def why_needed(*args: Any, **kwargs: Any) -> str:
+        if any(part.training for part in teacher.modules()
+               if isinstance(part, _BatchNorm)):
+            return 'its BatchNorm is in training mode'
+        recorded = [one.data_buffer for one in recorders]
+        try:
+            for one in recorders:
+                one.reset_data_buffer()
+            with random_state_kept(teacher):
+                original(*args, mode='tensor', **kwargs)
+            again = [one.data_buffer for one in recorders]
+            same = apart(again, recorded) < 1e-5
+            return '' if same else 'recorders get something else without it'
+        except CODE_ERRORS as error:
+            return reason(error)
+        finally:
+            for one, data in zip(recorders, recorded):
+                one._data_buffer = data
+
+    needed: bool | None = None
+
+    def forward(*args: Any, mode: str = 'tensor', **kwargs: Any) -> Any:
+        nonlocal needed
+        if mode != 'loss' or not distiller.training or needed:
+            return original(*args, mode=mode, **kwargs)
+        if needed is None:
+            original(*args, mode=mode, **kwargs)
+            why = why_needed(*args, **kwargs)
+            needed = bool(why)
+            print_log("FastStepHook: teacher's loss " +
+                      (f'computed: {why}.' if why else 'not computed.'),
+                      'current')
+        else:
+            original(*args, mode='tensor', **kwargs)
+        return {}
+
+    replace_forward(teacher, forward, undo)
 
 
 def _use_channels_last(model: nn.Module,

@@ -1,95 +1,84 @@
-"""Run a frozen teacher's backbone on a private, faster copy of it."""
+"""Run a frozen teacher's networks on private, faster copies of them."""
 from __future__ import annotations
 
 import copy
 import logging
 import math
-import random
 import re
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
+from .undo import random_state_kept
+
 # What a network's code may raise in a form that its author did not think of.
-_CODE_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError,
-                NameError, RuntimeError, TypeError, ValueError)
+CODE_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError,
+               NameError, RuntimeError, TypeError, ValueError)
 _OF_A_DEVICE = re.compile('(CUDA|cuDNN|HIP|MIOpen).*error|CUBLAS|device-side|'
                           'allocate|out of memory')
-# Steps that weights must rest before they are copied again.
-_REST = 10
 Forward = Callable[..., Any]
 
 
-class FastBackbone:
-    """The forward pass of a frozen teacher's backbone, made faster.
+class FastNetwork:
+    """The forward pass of a part of a frozen teacher, made faster.
 
     A copy runs in training and without gradients, else the original. It is
     made in the first step and used if it gives the original's outputs for
-    that batch and an altered one, which are not random. Weights and modes
-    that change later, but for weights written in place through ``.data``, are
-    noticed: the original runs until they rest. So it does once outputs in
-    float16 are not finite; to look at them waits for the GPU in each step.
+    that batch and an altered one, which are not random. Once weights or modes
+    change, but for weights written in place through ``.data``, or outputs in
+    float16 are not finite, the original runs for good. To look at float16
+    outputs waits for the GPU in each step.
     """
 
-    def __init__(self, distiller: Any, dtype: torch.dtype | None,
-                 undo: ExitStack) -> None:
-        self._distiller, self._dtype = distiller, dtype
-        self._backbone: nn.Module = distiller.teacher.backbone
-        self._original: Forward = self._backbone.forward
-        self._run = self._original
-        self._state: Any = None
-        self._rested = 0
-        # By a function, which deepcopy leaves alone.
-        undo.enter_context(
-            mock.patch.object(self._backbone, 'forward',
-                              lambda *args, **kwargs: self(*args, **kwargs)))
+    def __init__(self, distiller: Any, network: nn.Module,
+                 dtype: torch.dtype | None, undo: ExitStack) -> None:
+        self._distiller, self._network = distiller, network
+        self._dtype = dtype
+        self._original: Forward = network.forward
+        self._run: Forward | None = None
+        replace_forward(network, self, undo)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the copy, or the original where the copy would not do."""
         if not self._distiller.training or torch.is_grad_enabled():
             return self._original(*args, **kwargs)
-        state, tensors = _state(self._backbone)
-        if state == self._state:
-            self._rested += 1
-        else:
-            # At first there is nothing to wait for.
-            self._rested = 0 if self._state else _REST
-            self._state, self._run = state, self._original
+        state, tensors = _state(self._network)
+        if self._run is None:
             # While these live, other weights have other addresses.
-            self._kept = [one.detach() for one in tensors]
-        if self._rested == _REST:
+            self._state, self._kept = state, [one.detach() for one in tensors]
             self._run = self._prepare((args, kwargs)) or self._original
+        elif state != self._state:
+            self._give_up('weights or modes have changed')
         outputs = self._run(*args, **kwargs)
         if (self._dtype is torch.float16 and self._run is not self._original
-                and not math.isfinite(_apart(outputs, outputs))):
-            print_log('FastStepHook: teacher not in float16: not finite.',
-                      'current', logging.WARNING)
-            self._run = self._original
+                and not math.isfinite(apart(outputs, outputs))):
+            self._give_up('outputs are not finite')
             return self._original(*args, **kwargs)
         return outputs
 
+    def _give_up(self, why: str) -> None:
+        if self._run is not self._original:
+            print_log(f"FastStepHook: teacher's copy given up: {why}.",
+                      'current', logging.WARNING)
+        self._run = self._original
+
     def _prepare(self, batch: Any) -> Forward | None:
         """The copy, if there is one, tried without a trace."""
-        device = next(self._backbone.parameters()).device
+        device = next(self._network.parameters()).device
         said: list[str] = []
         run = None
-        with ExitStack() as after:
-            after.callback(random.setstate, random.getstate())
-            after.callback(np.random.set_state, np.random.get_state())
-            after.enter_context(
-                torch.random.fork_rng([device] * (device.type == 'cuda')))
-            after.enter_context(torch.autocast(device.type, enabled=False))
+        with random_state_kept(self._network), torch.autocast(
+                device.type, enabled=False):
             try:
                 run = self._copied(batch, said)
-            except _CODE_ERRORS as error:
-                said.append(f'not copied: {_reason(error)}')
+            except CODE_ERRORS as error:
+                said.append(f'not copied: {reason(error)}')
         lost = self._dtype is not None and not said[-1].startswith('in ')
         print_log(f'FastStepHook: teacher {"; ".join(said)}.', 'current',
                   logging.WARNING if lost else logging.INFO)
@@ -97,7 +86,7 @@ class FastBackbone:
 
     def _copied(self, batch: Any, said: list[str]) -> Forward | None:
         """The copy, with what was asked for as far as that holds."""
-        plain = _copy(self._backbone)
+        plain = _copy(self._network)
         device, dtype = next(plain.parameters()).device, self._dtype
         # A GPU's TF32 rounds folded weights otherwise.
         rounding = 1e-3 if device.type == 'cpu' else 3e-2
@@ -110,18 +99,19 @@ class FastBackbone:
 
         before = now()
         expected, again = (_outputs(plain, batches) for _ in range(2))
-        if before != now() or not _apart(again, expected) <= rounding:
+        if before != now() or not apart(again, expected) <= rounding:
             raise ValueError('it is random, not finite or changing')
 
         def attempt(how: str, allowed: float, make: Callable[..., Forward],
                     *args: Any) -> Any:
+            off, why = math.inf, ''
             try:
                 run = make(*args)
-                apart = _apart(_outputs(run, batches), expected)
-                why = f'outputs off by up to {apart:.1e} of their spread'
-            except _CODE_ERRORS as error:
-                apart, why = math.nan, _reason(error)
-            good = apart <= allowed
+                off = apart(_outputs(run, batches), expected)
+                why = f'outputs off by up to {off:.1e} of their spread'
+            except CODE_ERRORS as error:
+                why = reason(error)
+            good = off <= allowed
             said.append(f'{"" if good else "not "}{how}: {why}')
             return run if good else None
 
@@ -132,6 +122,15 @@ class FastBackbone:
                        dtype) or network
 
 
+def replace_forward(module: nn.Module, forward: Forward,
+                    undo: ExitStack) -> None:
+    """Let a module run something else, until that is undone."""
+    # By a function, which deepcopy leaves alone.
+    undo.enter_context(
+        mock.patch.object(module, 'forward',
+                          lambda *args, **kwargs: forward(*args, **kwargs)))
+
+
 def _state(network: nn.Module) -> tuple[list[Any], list[Tensor]]:
     """What differs if a weight, buffer or mode does, and the former two."""
     tensors = [*network.parameters(), *network.buffers()]
@@ -139,14 +138,14 @@ def _state(network: nn.Module) -> tuple[list[Any], list[Tensor]]:
     return [*seen, *(part.training for part in network.modules())], tensors
 
 
-def _copy(backbone: nn.Module) -> nn.Module:
-    """A copy of a backbone into which nobody looks."""
-    for part in backbone.modules():
+def _copy(original: nn.Module) -> nn.Module:
+    """A copy of a network into which nobody looks."""
+    for part in original.modules():
         if part._forward_hooks or part._forward_pre_hooks:
-            raise ValueError('a recorder or hook looks into its backbone')
+            raise ValueError('a recorder or hook looks into it')
         if part.training and isinstance(part, nn.modules.batchnorm._BatchNorm):
             raise ValueError('its BatchNorm is in training mode')
-    network = copy.deepcopy(backbone)
+    network = copy.deepcopy(original)
     network.__dict__.pop('forward')
     return network
 
@@ -198,7 +197,7 @@ def _outputs(run: Forward, batches: list[Any]) -> list[Any]:
     return [(run(*args, **kwargs), args, kwargs) for args, kwargs in copies]
 
 
-def _apart(ours: Any, theirs: Any) -> float:
+def apart(ours: Any, theirs: Any) -> float:
     """Largest difference over standard deviation; NaN if not finite."""
     (mine, kind), (others, other_kind) = map(tree_flatten, (ours, theirs))
     apart = [0. if kind == other_kind else math.inf]
@@ -214,7 +213,7 @@ def _apart(ours: Any, theirs: Any) -> float:
     return math.nan if any(map(math.isnan, apart)) else max(apart)
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """First line of an error of a network's code; a device's is raised."""
     own = not isinstance(error, RuntimeError) or type(error) in (
         RuntimeError, NotImplementedError)

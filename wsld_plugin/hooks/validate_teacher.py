@@ -1,12 +1,10 @@
 """See how good the teacher is before a student learns from it."""
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
@@ -14,6 +12,7 @@ from mmengine.runner import Runner, autocast
 from torch import nn
 
 from .teachers import distillers
+from .undo import random_state_kept
 
 
 @HOOKS.register_module()
@@ -55,28 +54,23 @@ def _validate(runner: Runner, distiller: Any) -> dict[str, float]:
     loop = runner.val_loop
     runner.logger.info('Validating the teacher on %d batches.',
                        len(loop.dataloader))
-    with _undisturbed(distiller.teacher):
+    teacher = distiller.teacher
+    with random_state_kept(teacher), _evaluating(teacher):
         for batch in loop.dataloader:
             with autocast(enabled=loop.fp16):
                 data = distiller.data_preprocessor(batch, False)
-                outputs = distiller.teacher(**data, mode='predict')
+                outputs = teacher(**data, mode='predict')
             loop.evaluator.process(data_samples=outputs, data_batch=batch)
         return loop.evaluator.evaluate(len(loop.dataloader.dataset))
 
 
 @contextmanager
-def _undisturbed(teacher: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and random numbers, that leave no trace."""
+def _evaluating(teacher: nn.Module) -> Iterator[None]:
+    """Evaluation mode that leaves no trace."""
     modes = [(part, part.training) for part in teacher.modules()]
-    python, array = random.getstate(), np.random.get_state()
-    device = next(teacher.parameters()).device
     teacher.eval()
     try:
-        # By default of all GPUs, which is slow where there are many.
-        with torch.random.fork_rng([device] if device.type == 'cuda' else []):
-            yield
+        yield
     finally:
-        random.setstate(python)
-        np.random.set_state(array)
         for part, training in modes:
             part.training = training

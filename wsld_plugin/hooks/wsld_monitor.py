@@ -3,9 +3,11 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import ExitStack
 from functools import wraps
 from typing import Any
+from unittest import mock
 
 import torch
 from mmengine.dist import all_reduce
@@ -20,7 +22,10 @@ from ..functional import (
     regularization_samples,
     wsld_weight,
 )
+from ..functional.blocks import block_positions, cut
+from ..functional.inputs import has_class_indices, split_labels
 from ..losses import WSLDLoss
+from .undo import train_within
 
 # In the order of the rows in _block_sums.
 _MEANS = ('weight_mean', 'regularization_ratio', 'ce_student', 'ce_teacher',
@@ -30,9 +35,6 @@ _NAMES = (*_MEANS, *_QUANTILES)
 # The weights are counted in this many steps from 0 to 1, because counts of
 # batches and of ranks add up and quantiles do not.
 _STEPS = 1000
-# Logits looked at in one go: what it takes in memory stays small however
-# large the pictures are. A CPU wants them in its caches, a GPU few launches.
-_BLOCK, _BLOCK_OFF_CPU = 2**20, 2**24
 
 
 @HOOKS.register_module()
@@ -61,20 +63,8 @@ class WSLDMonitorHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         """Have the losses given back even if the training fails."""
-        self._watched: list[tuple[WSLDLoss, Any, Any]] = []
-        loop = getattr(runner, '_train_loop', None)
-        run = getattr(loop, 'run', None)
-        if run is None:  # a test
-            return
-
-        def run_and_give_back() -> Any:
-            try:
-                return run()
-            finally:
-                vars(loop).pop('run', None)
-                self._give_back()
-
-        vars(loop)['run'] = run_and_give_back
+        self._undo = ExitStack()
+        train_within(runner, self._undo)
 
     def before_train(self, runner: Runner) -> None:
         """Find the losses and the hooks that decide when to look."""
@@ -90,7 +80,7 @@ class WSLDMonitorHook(Hook):
             runner.logger.warning('WSLDMonitorHook: the model has no WSLDLoss')
         self._prefixes = _prefixes(list(losses))
         self._watched = [
-            (loss, vars(loss).get('forward'), self._watching(prefix, loss))
+            (loss, self._watching(prefix, loss))
             for prefix, loss in zip(self._prefixes, losses.values())
         ]
         self._loggers = [
@@ -106,21 +96,17 @@ class WSLDMonitorHook(Hook):
         if any(
                 self._is_logged(runner, batch_idx + ahead)
                 for ahead in range(self._recent.maxlen or 1)):
-            for loss, _, watching in self._watched:
-                vars(loss)['forward'] = watching
+            for loss, watching in self._watched:
+                # No forward hook, of which compiled code takes no notice.
+                self._undo.enter_context(
+                    mock.patch.object(loss, 'forward', watching))
 
     def after_train_iter(self, runner: Runner, batch_idx: int,
                          *_: Any, **__: Any) -> None:
         """Stop watching; hand over what will be logged."""
-        self._give_back()
+        self._undo.close()
         if self._watched and self._is_logged(runner, batch_idx):
             self._publish(runner)
-
-    def _give_back(self) -> None:
-        for loss, forward, _ in self._watched:
-            vars(loss).pop('forward', None)
-            if forward is not None:
-                vars(loss)['forward'] = forward
 
     def _is_logged(self, runner: Runner, batch_idx: int) -> bool:
         """Whether a LoggerHook writes a line after this iteration."""
@@ -133,7 +119,6 @@ class WSLDMonitorHook(Hook):
 
     def _watching(self, prefix: str, loss: WSLDLoss) -> Callable[..., Tensor]:
         """A loss's ``forward`` that adds up what it is given."""
-        # No forward hook, of which compiled code takes no notice.
         forward = loss.forward
 
         def add_up(student: Tensor, teacher: Tensor,
@@ -193,47 +178,30 @@ def _prefixes(paths: list[str]) -> list[str]:
 def _sums(student: Tensor, teacher: Tensor, gt_labels: Tensor,
           loss: WSLDLoss) -> Tensor:
     """Sums of ``_MEANS`` over the rows, their count, and weights' counts."""
-    total: Any = 0
     # Autocast would take products in half precision.
     with torch.autocast(student.device.type, enabled=False):
-        for block in _blocks(student, teacher, gt_labels):
-            total = total + _block_sums(*block, loss)
-    return total
-
-
-def _blocks(student: Tensor, teacher: Tensor,
-            gt_labels: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Cut a batch into logits ``(N, C, P)`` and labels to match."""
-    indices = not gt_labels.is_floating_point()
-    if indices:
-        gt_labels = gt_labels.unsqueeze(1)
-    n, classes = student.shape[:2]
-    dense = student.dim() > 2
-    block = _BLOCK if student.device.type == 'cpu' else _BLOCK_OFF_CPU
-    length = max(1, block // max(1, classes * (n if dense else 1)))
-    for s, t, y in zip(
-            *((x.flatten(2).split(length, 2) if dense else x.unsqueeze(
-                2).split(length)) for x in (student, teacher, gt_labels))):
-        yield s, t, y.squeeze(1) if indices else y
+        sums = [
+            _block_sums(
+                cut(student, at), cut(teacher, at), cut(gt_labels, at), loss)
+            for at in block_positions(student)
+        ]
+    return torch.stack(sums).sum(0)
 
 
 def _block_sums(student: Tensor, teacher: Tensor, gt_labels: Tensor,
                 loss: WSLDLoss) -> Tensor:
     """What :func:`_sums` adds up, by operations that the host awaits not."""
     top_s, top_t = student.argmax(1), teacher.argmax(1)
-    if gt_labels.is_floating_point():
-        top = gt_labels.argmax(1)
-        valid = torch.ones_like(top, dtype=torch.bool)
-    else:
-        gt_labels = gt_labels.long()
-        valid = gt_labels != loss.ignore_index
-        top = gt_labels = gt_labels.masked_fill(~valid, 0)
+    gt_labels, ignored = split_labels(gt_labels, loss.ignore_index)
+    if ignored is None:
+        ignored = torch.zeros_like(top_s, dtype=torch.bool)
+    top = (gt_labels if has_class_indices(gt_labels) else gt_labels.argmax(1))
     weight = wsld_weight(student, teacher, gt_labels, loss.eps)
     regularizing = regularization_samples(
         student, teacher, gt_labels, tau=loss.tau)
     # One more step for what is ignored; a mean of nan tells of others.
     step = (weight.nan_to_num() * _STEPS).round().long()
-    step = step.masked_fill(~valid, _STEPS + 1).flatten()
+    step = step.masked_fill(ignored, _STEPS + 1).flatten()
     counts = step.new_zeros(_STEPS + 2).scatter_add_(0, step,
                                                      torch.ones_like(step))
     rows = torch.stack([
@@ -241,9 +209,9 @@ def _block_sums(student: Tensor, teacher: Tensor, gt_labels: Tensor,
         for row in (weight, regularizing,
                     log_cross_entropy(student, gt_labels).exp(),
                     log_cross_entropy(teacher, gt_labels).exp(),
-                    top_s == top, top_t == top, top_s == top_t, valid)
+                    top_s == top, top_t == top, top_s == top_t, ~ignored)
     ])
-    sums = rows.masked_fill(~valid, 0).flatten(1).sum(1)
+    sums = rows.masked_fill(ignored, 0).flatten(1).sum(1)
     return torch.cat([sums, counts[:-1].to(sums)])
 
 

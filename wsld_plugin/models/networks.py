@@ -7,17 +7,17 @@ from __future__ import annotations
 from copy import deepcopy
 from typing import Any
 
+
+def as_torch(layer: str) -> dict[str, Any]:
+    """``init_cfg`` as torch starts a layer's weights, with zero biases."""
+    return dict(type='Kaiming', layer=layer, a=5**0.5, mode='fan_in',
+                nonlinearity='leaky_relu', distribution='uniform')
+
+
 # How the classifier's linear layer starts: as torch does, as torch does but
 # with zero bias, and normal; nothing is mmpretrain's own, normal too.
 _TORCH = dict(init_cfg=None)
-_ZERO_BIAS = dict(
-    init_cfg=dict(
-        type='Kaiming',
-        layer='Linear',
-        a=5**0.5,
-        mode='fan_in',
-        nonlinearity='leaky_relu',
-        distribution='uniform'))
+_ZERO_BIAS = dict(init_cfg=as_torch('Linear'))
 _NORMAL = dict(init_cfg=dict(type='Normal', layer='Linear', std=0.01))
 
 _STAGES = dict(num_stages=4, out_indices=(3, ), style='pytorch')
@@ -51,26 +51,14 @@ NETWORKS: dict[str, tuple[dict[str, Any], int, dict[str, Any]]] = {
     'mbv2': (dict(type='CIFARMobileNetV2', widen_factor=0.5), 1280, _NORMAL),
 }
 
-# Mean and deviation of the training pictures, in steps of 0 to 255. Pictures
-# read from files are BGR, those of mmpretrain's CIFAR100 are RGB.
-_DATASETS: dict[str, dict[str, Any]] = {
-    'in1k': dict(
-        num_classes=1000,
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        to_rgb=True),
-    'cifar100': dict(
-        num_classes=100,
-        mean=[129.3105, 124.1085, 112.404],
-        std=[68.2125, 65.4075, 70.4055],
-        to_rgb=False),
-    'cifar10': dict(
-        num_classes=10,
-        mean=[125.3, 123.0, 113.9],
-        std=[63.0, 62.1, 66.7],
-        to_rgb=True),
-    'digits': dict(
-        num_classes=10, mean=[77.5] * 3, std=[82.3] * 3, to_rgb=True),
+# Classes, mean and deviation of the training pictures in steps of 0 to 255,
+# and whether they come as BGR: files' do, mmpretrain's CIFAR100 is RGB.
+_DATASETS: dict[str, tuple[int, list[float], list[float], bool]] = {
+    'in1k': (1000, [123.675, 116.28, 103.53], [58.395, 57.12, 57.375], True),
+    'cifar100': (100, [129.3105, 124.1085, 112.404],
+                 [68.2125, 65.4075, 70.4055], False),
+    'cifar10': (10, [125.3, 123.0, 113.9], [63.0, 62.1, 66.7], True),
+    'digits': (10, [77.5] * 3, [82.3] * 3, True),
 }
 
 
@@ -101,16 +89,17 @@ def network(name: str, dataset: str) -> dict[str, Any]:
             raise ValueError(f'{what} must be one of {", ".join(known)}, '
                              f'got {got!r}')
     backbone, channels, start = deepcopy(NETWORKS[name])
-    pixels = deepcopy(_DATASETS[dataset])
+    classes, mean, std, to_rgb = deepcopy(_DATASETS[dataset])
     return dict(
         type='ImageClassifier',
-        data_preprocessor=pixels,
+        data_preprocessor=dict(
+            num_classes=classes, mean=mean, std=std, to_rgb=to_rgb),
         backbone=backbone,
         neck=dict(type='GlobalAveragePooling'),
         head=dict(
             type='LinearClsHead',
-            num_classes=pixels['num_classes'],
+            num_classes=classes,
             in_channels=channels,
             loss=dict(type='CrossEntropyLoss', loss_weight=1.0),
-            topk=(1, 5) if pixels['num_classes'] >= 100 else (1, ),
+            topk=(1, 5) if classes >= 100 else (1, ),
             **start))

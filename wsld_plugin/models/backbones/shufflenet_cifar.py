@@ -14,19 +14,11 @@ from mmpretrain.models.utils import channel_shuffle
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
+from ..networks import as_torch
 from .sequential import SequentialBackbone, conv_bn
 
 _GROUPS = 3
 _CHANNELS = 24  # Of the first convolution.
-# torch's own for convolutions, needed where others initialise their layers.
-_AS_TORCH = dict(
-    type='Kaiming',
-    layer='Conv2d',
-    a=5**0.5,
-    mode='fan_in',
-    nonlinearity='leaky_relu',
-    distribution='uniform')
-
 
 def _blocks(*widths: int) -> Iterator[tuple[int, int, int]]:
     """Channels in and out and stride of the blocks of the three stages."""
@@ -41,14 +33,9 @@ class ShuffleUnit(BaseModule):
     """Grouped 1x1, shuffle, depthwise 3x3 and grouped 1x1 convolution.
 
     mmpretrain's unit shuffles after the depthwise convolution and has no
-    ReLU there; this is the reference's.
-
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output; with ``stride`` 2 the pooled
-            input is part of it.
-        stride: 1, which adds the input, or 2, which appends it.
-        groups: Groups of the first convolution, 1 or 3.
+    ReLU there; this is the reference's. Stride 1 adds the input, stride 2
+    appends it pooled, as part of ``out_channels``. ``groups`` are those of
+    the first convolution.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int,
@@ -83,9 +70,6 @@ class CIFARShuffleNetV1(SequentialBackbone):
     ``forward`` takes pictures of shape (N, 3, H, W) and returns one tensor
     of shape (N, 960, H / 8, W / 8).
 
-    Args:
-        init_cfg: How to initialise; by default as the reference does.
-
     Source: Zhang et al., "ShuffleNet: An Extremely Efficient Convolutional
     Neural Network for Mobile Devices", 2018, as in ``models/ShuffleNetv1.py``
     of https://github.com/HobbitLong/RepDistiller.
@@ -96,7 +80,7 @@ class CIFARShuffleNetV1(SequentialBackbone):
     """
 
     def __init__(self, init_cfg: dict | list[dict] | None = None) -> None:
-        super().__init__(init_cfg or _AS_TORCH)
+        super().__init__(init_cfg or as_torch('Conv2d'))
         self.stem = conv_bn(3, _CHANNELS)
         self.layers = nn.Sequential(
             *(ShuffleUnit(*block, groups=_GROUPS if index else 1)
@@ -105,13 +89,7 @@ class CIFARShuffleNetV1(SequentialBackbone):
 
 @MODELS.register_module()
 class CIFARShuffleNetV2(SequentialBackbone):
-    """ShuffleNetV2 of width 1.
-
-    ``forward`` takes pictures of shape (N, 3, H, W) and returns one tensor
-    of shape (N, 1024, H / 8, W / 8).
-
-    Args:
-        init_cfg: How to initialise; by default as the reference does.
+    """ShuffleNetV2 of width 1; ``forward`` returns (N, 1024, H / 8, W / 8).
 
     Source: Ma et al., "ShuffleNet V2: Practical Guidelines for Efficient CNN
     Architecture Design", 2018, as in ``models/ShuffleNetv2.py`` of
@@ -123,7 +101,7 @@ class CIFARShuffleNetV2(SequentialBackbone):
     """
 
     def __init__(self, init_cfg: dict | list[dict] | None = None) -> None:
-        super().__init__(init_cfg or _AS_TORCH)
+        super().__init__(init_cfg or as_torch('Conv2d'))
         self.stem = conv_bn(3, _CHANNELS)
         self.layers = nn.Sequential(
             *(InvertedResidual(*block) for block in _blocks(116, 232, 464)))

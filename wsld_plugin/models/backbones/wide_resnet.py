@@ -13,11 +13,6 @@ class PreActBlock(BaseModule):
 
     Where the number of channels changes, the shortcut is a 1x1 convolution
     of the activated input; elsewhere it is the input as it came.
-
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
-        stride: Stride of the first convolution and of the shortcut.
     """
 
     def __init__(self, in_channels: int, out_channels: int,
