@@ -15,7 +15,7 @@ from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 9), (3, 13)
-_EXTRAS = 'openmmlab,deploy,experiments,test'
+_EXTRAS = 'openmmlab,distil,deploy,experiments,test'
 _MARK = 'wsld_plugin.json'
 
 

@@ -75,13 +75,21 @@ def main() -> None:
         os.environ.setdefault('LOCAL_RANK', str(rank))
     # A batch system's way to end a job, as Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    from mmengine.dist import is_main_process
+
     from wsld_plugin import command_line
+    from wsld_plugin.analysis import print_table
     from wsld_plugin.datasets import PictureFolderError
     from wsld_plugin.distillation import DistilError, TrainingError, distil
     from wsld_plugin.models import NetworkError
     with command_line.one_line_errors(DistilError, NetworkError,
                                       PictureFolderError, TrainingError):
-        print_result(distil(**args))
+        result = distil(**args)
+        if is_main_process():
+            pictures = sum(result.metrics['data']['pictures'].values())
+            print_table(result.table, f'Distilled on {pictures} pictures')
+            for name in ('student', 'onnx', 'config', 'report'):
+                print(f'{name + ":":8} {getattr(result, name)}')
     command_line.leave_group()
 
 

@@ -203,7 +203,8 @@ def unbuildable(error: BaseException) -> str | None:
     from mmengine.runner import BaseLoop, Runner
     files = {sys.modules[one.__module__].__file__
              for one in (Runner, build_from_cfg)}
-    building, field, whole = False, 'the config', {}
+    building, field = False, 'the config'
+    whole: Any = {}
     for frame, _ in traceback.walk_tb(error.__traceback__):
         code, names = frame.f_code, frame.f_locals
         owner = names.get('self')

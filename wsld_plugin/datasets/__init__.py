@@ -1,5 +1,5 @@
 """Digits and folders of pictures; parts and views of any data set."""
-from .digits import DigitsDataset
+from .digits import DigitsDataset, write_digits
 from .folder import (
     PictureFolder,
     PictureFolderError,
@@ -20,5 +20,6 @@ __all__ = [
     'read_lists',
     'resampled_dataset',
     'resampled_indices',
+    'write_digits',
     'write_lists',
 ]

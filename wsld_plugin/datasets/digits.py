@@ -2,11 +2,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
+import cv2
 import numpy as np
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
+
+from ..checkpoints import write_atomically
 
 SPLITS = ('train', 'val', 'test')
 # Shares of each class that end the train and the val split.
@@ -105,3 +109,16 @@ class DigitsDataset(BaseDataset):
                 gt_label=int(digits.target[index]))
             for index in split_indices(digits.target, self.split)
         ]
+
+
+def write_digits(folder: Path) -> None:
+    """Write the scans as ``{train,val,test}/DIGIT/NUMBER.png``, 8 x 8.
+
+    Files that are there already stay.
+    """
+    for split in SPLITS:
+        for number, scan in enumerate(DigitsDataset(split)):
+            path = folder / split / str(scan['gt_label']) / f'{number}.png'
+            if not path.exists():
+                write_atomically(
+                    path, cv2.imencode('.png', scan['img'])[1].tobytes())

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
 from filelock import FileLock, Timeout
 from mmengine import dist
 
@@ -35,6 +36,16 @@ class DistilResult(NamedTuple):
     config: Path
     onnx: Path | None
     metrics: dict[str, Any]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """Test accuracy of each network, with its 95% interval."""
+        return pd.DataFrame([{
+            'network': name,
+            'is': found['what'],
+            'test accuracy (%)': f'{found["accuracy"]:.1f}',
+            '95% interval': '{:.1f} to {:.1f}'.format(*found['interval']),
+        } for name, found in self.metrics['networks'].items()])
 
 
 def distil(data: str | Path,

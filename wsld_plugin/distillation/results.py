@@ -44,7 +44,8 @@ def write_findings(recipe: Recipe, settled: Mapping[str, Any], chosen: Choice,
             call is finished.
     """
     *_, distilled = runs.values()
-    files = dict(config=out / 'config.py', report=out / 'report.html')
+    files: dict[str, Any] = dict(
+        config=out / 'config.py', report=out / 'report.html')
     write_atomically(files['config'], distilled.cfg.pretty_text.encode())
     # Of a call that was killed here.
     for path in out.glob('distilled_*'):

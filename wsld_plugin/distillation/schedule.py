@@ -65,7 +65,7 @@ def _traits(model: str, size: int) -> Traits:
             for one in network.modules() for kind in (nn.LayerNorm, _BatchNorm)
             if isinstance(one, kind)
         }
-        layout = torch.channels_last
+        layout: Any = torch.channels_last
         try:
             network.to(memory_format=layout)(
                 pictures.to(memory_format=layout), mode='tensor')

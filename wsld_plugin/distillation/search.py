@@ -24,12 +24,12 @@ class Choice(NamedTuple):
     Attributes:
         tau: Temperature.
         alpha: Weight of the soft labels.
-        trials: Columns tau, alpha, accuracy (on val, in %).
+        trials: Columns tau, alpha, accuracy (on val, in %); None of none.
     """
 
     tau: float
     alpha: float
-    trials: pd.DataFrame
+    trials: pd.DataFrame | None
 
 
 def trial_epochs(epochs: int) -> int:
@@ -65,7 +65,7 @@ def choose(train: Callable[[float, float], Training], tau: float | str,
             low, high = _RANGES[name]
             found = trial.suggest_float(name, low, high, log=True)
             values[name] = float(f'{found:.2g}')
-        accuracy = on_first(_accuracy, train(**values))
+        accuracy = on_first(_accuracy, train(**values))  # type: ignore[call-arg]
         study.tell(trial, accuracy)
         rows.append(dict(values, accuracy=accuracy))
     trials = pd.DataFrame(rows)
@@ -80,10 +80,8 @@ def _study(seed: int) -> Any:
     with warnings.catch_warnings():
         # That the sampler is an experimental part of optuna.
         warnings.simplefilter('ignore')
-        sampler = optuna.samplers.QMCSampler(
-            qmc_type='halton',
-            scramble=True,
-            seed=seed,
+        sampler = optuna.samplers.QMCSampler(  # type: ignore[call-arg]
+            qmc_type='halton', scramble=True, seed=seed,
             warn_independent_sampling=False)
         return optuna.create_study(direction='maximize', sampler=sampler)
 

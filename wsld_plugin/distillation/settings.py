@@ -14,10 +14,10 @@ from .recipe import (
     Recipe,
     caching_pays,
     default_batch_size,
-    default_dtype,
     default_size,
     default_workers,
 )
+from .schedule import default_dtype
 from .search import TRIALS, trial_epochs
 
 # What the machine decides, the first time.
@@ -85,9 +85,9 @@ def settle(asked: Mapping[str, Any], folder: PictureFolder, processes: int,
     """
     defaults = dict(
         teacher_epochs=asked['epochs'],
-        size=default_size(folder),
+        size=default_size(folder, asked['student']),
         batch_size=default_batch_size(folder, processes))
-    settled = {
+    settled: dict[str, Any] = {
         name: defaults.get(name) if value is None else value
         for name, value in asked.items()
     }

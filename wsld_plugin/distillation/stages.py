@@ -177,7 +177,7 @@ def _join(recipe: Recipe, sources: list[Source],
         else:
             weights = read_checkpoint(str(path))['state_dict']
         joint.update({
-            re.sub(r'^members\.0\.', f'members.{number}.', key): value
+            re.sub(r'(?<=^backbone\.networks\.)0', str(number), key): value
             for key, value in weights.items()
         })
     buffer = io.BytesIO()

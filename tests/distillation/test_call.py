@@ -1,0 +1,142 @@
+"""One call on a folder of pictures: what it leaves, reuses and refuses."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mmpretrain
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from PIL import Image
+
+from wsld_plugin import distil
+from wsld_plugin.checkpoints import read_checkpoint
+from wsld_plugin.datasets import PictureFolderError
+from wsld_plugin.distillation import DistilError, DistilResult
+from wsld_plugin.models import NetworkError
+
+ARGUMENTS: dict[str, Any] = dict(
+    teacher=['wrn-16-2@none', 'resnet20@none'], teacher_weights=[2, 1],
+    student='resnet8', epochs=1, tau='auto', alpha=1.5, baseline=True,
+    size=32, batch_size=8)
+
+
+@pytest.fixture(scope='module')
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of noise around a colour of their own."""
+    folder = tmp_path_factory.mktemp('call') / 'pictures'
+    draw = np.random.RandomState(0)
+    for label, name in enumerate(('blue & <b>', 'green', 'red')):
+        (folder / name).mkdir(parents=True)
+        for number in range(12):
+            picture = draw.randint(0, 120, (36, 40, 3))
+            picture[..., 2 - label] += 120
+            Image.fromarray(picture.astype('uint8')).save(
+                folder / name / f'{number}.png')
+    (folder / 'red' / 'cut.png').write_bytes(b'\x89PNG')
+    return folder
+
+
+@pytest.fixture(scope='module')
+def result(pictures: Path) -> DistilResult:
+    return distil(pictures, work_dir=pictures.parent / 'out', **ARGUMENTS)
+
+
+def times(folder: Path) -> dict[Path, float]:
+    return {path: path.stat().st_mtime for path in folder.rglob('*.*')}
+
+
+def test_what_it_leaves(result: DistilResult, pictures: Path) -> None:
+    found = result.metrics
+    assert found == json.loads((result.report.parent /
+                                'metrics.json').read_text())
+    assert [*found['networks']] == [
+        'teacher', 'student alone', 'student distilled'
+    ]
+    assert found['networks']['student distilled']['pictures'] == 3
+    assert result.accuracy == result.metrics['networks'][
+        'student distilled']['accuracy']
+    assert found['data']['left_out'] == 1
+    assert len(found['trials']) == 6 and found['trials'][0]['tau'] == 4
+    assert {trial['alpha'] for trial in found['trials']} == {1.5}
+    best = max(found['trials'], key=lambda trial: trial['accuracy'])
+    assert found['settings']['tau'] == best['tau']
+    page = result.report.read_text()
+    assert 'blue &amp; &lt;b&gt;' in page and 'blue & <b>' not in page
+
+
+def test_the_student_is_mmpretrains(result: DistilResult,
+                                    pictures: Path) -> None:
+    cfg = Config.fromfile(result.config)
+    model = mmpretrain.get_model(
+        Config(dict(model=cfg.model.architecture)),
+        pretrained=str(result.student))
+    assert model.head.num_classes == 3
+    kept = read_checkpoint(str(result.student))['meta']['dataset_meta']
+    assert [*kept['classes']] == ['blue & <b>', 'green', 'red']
+    assert result.onnx is not None and result.onnx.exists()
+
+
+def test_teachers_are_those_that_were_trained(result: DistilResult) -> None:
+    out = result.report.parent
+    joint = read_checkpoint(str(out / 'teacher.pth'))['state_dict']
+    seen = 0
+    for number in range(2):
+        folder = out / 'teachers' / f'{number + 1}_scratch'
+        own = read_checkpoint(str(folder / 'epoch_1.pth'))['state_dict']
+        for key, value in own.items():
+            same = key.replace('networks.0.', f'networks.{number}.', 1)
+            assert torch.equal(joint[same], value)
+            seen += 1
+    assert seen == len(joint)
+
+
+def test_the_same_call_reuses_another_is_refused(result: DistilResult,
+                                                 pictures: Path) -> None:
+    out = result.report.parent
+    before = times(out)
+    again = distil(pictures, work_dir=out, **ARGUMENTS)
+    assert again.metrics == result.metrics and times(out) == before
+    for name, value in dict(epochs=2, alpha=2.0, student='resnet20',
+                            seed=1, teacher_weights=[1, 1]).items():
+        with pytest.raises(DistilError, match=f'holds a call with {name}='):
+            distil(pictures, work_dir=out, **{**ARGUMENTS, name: value})
+    moved = pictures / 'red' / '0.png'
+    content = moved.read_bytes()
+    moved.write_bytes((pictures / 'green' / '1.png').read_bytes())
+    try:
+        with pytest.raises(DistilError, match='other pictures'):
+            distil(pictures, work_dir=out, **ARGUMENTS)
+    finally:
+        moved.write_bytes(content)
+    assert times(out) == before
+
+
+@pytest.mark.parametrize('wrong, error, said', [
+    (dict(epochs=0), DistilError, 'epochs must be an integer of at least 1'),
+    (dict(tau=-1), DistilError, "tau must be 'auto' or a positive number"),
+    (dict(alpha='some'), DistilError, "got 'some'"),
+    (dict(teacher_weights=[1]), DistilError, 'each of the 2 teachers'),
+    (dict(combine='votes'), DistilError, "'probabilities' or 'logits'"),
+    (dict(teacher=[]), DistilError, 'teacher must be'),
+    (dict(size=3), DistilError, 'size must be'),
+    (dict(teacher='resnet34x', teacher_weights=None), NetworkError,
+     'resnet34'),
+    (dict(student='timm:resnet18'), NetworkError, 'timm:resnet18'),
+    (dict(data='nowhere'), PictureFolderError, 'nowhere'),
+    (dict(work_dir='pictures/out'), DistilError, 'among the pictures'),
+])
+def test_wrong_arguments_are_named(pictures: Path, tmp_path: Path,
+                                   monkeypatch: pytest.MonkeyPatch,
+                                   wrong: dict[str, Any],
+                                   error: type[Exception],
+                                   said: str) -> None:
+    monkeypatch.chdir(pictures.parent)
+    arguments = {**ARGUMENTS, 'data': pictures, 'work_dir': tmp_path, **wrong}
+    with pytest.raises(error, match=said) as raised:
+        distil(**arguments)
+    assert '\n' not in str(raised.value)
+    assert not any(tmp_path.rglob('*.pth'))
