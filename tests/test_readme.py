@@ -21,12 +21,14 @@ RUN_BY = {
     'python3 tools/quickstart.py': 'tests/tools/test_quickstart.py',
     'python3 tools/run_tests.py': '.ci/run',
     "pip install -e '.[openmmlab]'": 'tools/_environment.py',
-    "pip install -e '.[deploy]'": 'tools/_environment.py',
+    "pip install -e '.[openmmlab,distil,deploy]'": 'tools/_environment.py',
     'tools/dist_train.sh': 'tests/tools',
     'tools/dist_test.sh': 'tests/tools',
     'python tools/export_student.py': 'tests/tools',
     'python tools/download_checkpoints.py': 'tests/tools',
     'python tools/train.py': 'tests/tools',
+    'python tools/distil.py': 'tests/tools',
+    'python tools/modules.py': 'tests/tools',
     'python tools/cache_teacher.py': 'tests/tools',
     'python tools/analyze.py': 'tests/tools',
     'snakemake --snakefile tools/experiments/Snakefile': 'tests/tools',
@@ -56,7 +58,7 @@ def test_commands_are_run_somewhere(command: str) -> None:
     name = shlex.split(known)[-1].split('/')[-1].strip('.')
     if known.startswith('pip'):
         assert '--editable' in place.read_text()
-        name, = re.findall(r'\[(\w+)\]', known)
+        name, = re.findall(r'\[([\w,]+)\]', known)
     assert any(name in file.read_text() for file in files)
 
 

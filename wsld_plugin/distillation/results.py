@@ -83,7 +83,7 @@ def _onnx(student: Path) -> Path | None:
         return None
     try:
         return export_onnx(
-            str(student), str(student.with_suffix('.onnx')),
+            str(student), str(student.with_suffix('')),
             with_preprocessing=True).path
     except OnnxError as error:
         print(f'No ONNX file: {error}')

@@ -1,0 +1,61 @@
+"""The one call from the command line: two processes, one-line refusals."""
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+TOOLS = Path(__file__).parents[2] / 'tools'
+
+
+def write_pictures(folder: Path) -> Path:
+    draw = np.random.RandomState(0)
+    for name in ('dark', 'light'):
+        (folder / name).mkdir(parents=True)
+        for number in range(20):
+            noise = draw.randint(0, 128, (32, 32, 3)) + 127 * (name != 'dark')
+            Image.fromarray(noise.astype('uint8')).save(
+                folder / name / f'{number}.png')
+    return folder
+
+
+@pytest.mark.timeout(600)
+def test_two_processes_make_one_result(tmp_path: Path) -> None:
+    pictures = write_pictures(tmp_path / 'pictures')
+    command = [
+        sys.executable, '-m', 'torch.distributed.run', '--standalone',
+        '--nproc_per_node', '2', TOOLS / 'distil.py', '--launcher', 'pytorch',
+        '--data', pictures, '--teacher', 'resnet20@none', '--student',
+        'resnet8', '--epochs', '2', '--tau', '4', '--alpha', 'auto',
+        '--no-onnx', '--work-dir', tmp_path / 'out'
+    ]
+    done = subprocess.run([*map(str, command)], capture_output=True,
+                          text=True, env=dict(os.environ, OMP_NUM_THREADS='1'))
+    assert done.returncode == 0, done.stderr[-3000:]
+    # By one of the two.
+    assert done.stdout.count('report: ') == done.stdout.count('Chosen') == 1
+    found = json.loads((tmp_path / 'out' / 'metrics.json').read_text())
+    assert found['settings']['processes'] == 2
+    assert found['networks']['student distilled']['pictures'] == 4
+    # A mistake ends both.
+    command[-3:] = ['--epochs', '0']
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert 'epochs must be an integer of at least 1, got 0' in done.stderr
+
+
+def test_mistakes_are_one_line(refusal: Callable[..., str],
+                               tmp_path: Path) -> None:
+    pictures = write_pictures(tmp_path / 'pictures')
+    call = ('distil.py', '--data', pictures, '--work-dir', tmp_path / 'out')
+    assert 'nowhere' in refusal('distil.py', '--data', 'nowhere')
+    assert "got 'much'" in refusal(*call, '--tau', 'much')
+    (pictures / 'light').rename(pictures / 'DARK')
+    assert 'dark' in refusal(*call, '--tau', '4', '--alpha', '1')
