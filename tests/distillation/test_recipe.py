@@ -17,14 +17,13 @@ from PIL import Image
 
 from wsld_plugin.caching import build_cache
 from wsld_plugin.datasets import PictureFolder, read_folder, write_lists
-from wsld_plugin.distillation import (
+from wsld_plugin.distillation import Training, run_trainings
+from wsld_plugin.distillation.recipe import (
     Recipe,
-    Training,
     caching_pays,
     default_batch_size,
     default_size,
     distillation_config,
-    run_trainings,
     student_config,
     teacher_config,
     teacher_model,
@@ -147,7 +146,8 @@ def test_the_loss_gets_logits_and_labels_of_any_head(
     cfg = distillation_config(
         dataclasses.replace(recipe, student=student, size=size), *teacher,
         3.0, 0.5)
-    model = MODELS.build(cfg.model).train()
+    model = MODELS.build(cfg.model)
+    model.train()
     model.student.eval()
     model.teacher.eval()
     loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
