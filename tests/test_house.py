@@ -17,7 +17,9 @@ PACKAGE = ROOT / 'wsld_plugin'
 ARROWS = {
     'functional': ('torch', ),
     'losses': ('torch', 'mmengine.registry', '.functional'),
-    'models': ('torch', 'numpy', 'mmengine', 'mmcv', 'mmpretrain'),
+    'models': ('torch', 'numpy', 'mmengine', 'mmcv', 'mmpretrain', 'timm',
+               'torchvision', 'transformers', 'huggingface_hub',
+               'safetensors', '.checkpoints', '.config'),
     'datasets': ('torch', 'numpy', 'mmengine', 'mmcv', 'mmpretrain',
                  'sklearn'),
     'caching': ('torch', 'numpy', 'mmengine', 'filelock', 'rich',

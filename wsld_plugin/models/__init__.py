@@ -1,1 +1,15 @@
-"""Networks that mmpretrain lacks, and the table of those we train."""
+"""Networks that mmpretrain lacks, the table of those we train, teachers."""
+from .sources import (
+    NetworkError,
+    Source,
+    build_network,
+    classifier,
+    find_network,
+    logits_source,
+)
+from .teacher import Teacher
+
+__all__ = [
+    'NetworkError', 'Source', 'Teacher', 'build_network', 'classifier',
+    'find_network', 'logits_source'
+]

@@ -26,7 +26,7 @@ _X4 = dict(stem_channels=32, base_channels=64)
 # Backbone, channels that it ends with, start of the linear layer. Those below
 # the first four are for pictures of 32 pixels, named as in Tian et al.'s
 # tables; "MobileNetV2" is half as wide as the original there.
-_NETWORKS: dict[str, tuple[dict[str, Any], int, dict[str, Any]]] = {
+NETWORKS: dict[str, tuple[dict[str, Any], int, dict[str, Any]]] = {
     'resnet18': (dict(type='ResNet', depth=18, **_STAGES), 512, {}),
     'resnet34': (dict(type='ResNet', depth=34, **_STAGES), 512, {}),
     'resnet50': (dict(type='ResNet', depth=50, **_STAGES), 2048, {}),
@@ -83,12 +83,12 @@ def network(name: str, dataset: str) -> dict[str, Any]:
     >>> config['backbone'], config['head']['num_classes']
     ({'type': 'CIFARResNet', 'depth': 20}, 10)
     """
-    for what, got, known in (('name', name, _NETWORKS), ('dataset', dataset,
+    for what, got, known in (('name', name, NETWORKS), ('dataset', dataset,
                                                          _DATASETS)):
         if got not in known:
             raise ValueError(f'{what} must be one of {", ".join(known)}, '
                              f'got {got!r}')
-    backbone, channels, start = deepcopy(_NETWORKS[name])
+    backbone, channels, start = deepcopy(NETWORKS[name])
     classes, mean, std, to_rgb = deepcopy(_DATASETS[dataset])
     return dict(
         type='ImageClassifier',

@@ -1,0 +1,378 @@
+"""What the names of networks mean: libraries, zoos, configs and runs."""
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Optional, Union
+
+from mmengine.config import Config
+from mmengine.utils import import_modules_from_strings
+
+from ..checkpoints import (
+    CheckpointError,
+    download_checkpoint,
+    read_checkpoint,
+    student_checkpoint,
+    student_model,
+)
+from ..config import ConfigError, load_config
+from .building import (
+    NetworkError,
+    build_network,
+    check_name,
+    find_function,
+    hub,
+    set_classes,
+    similar,
+)
+from .networks import NETWORKS
+from .networks import network as network_of_table
+
+__all__ = [
+    'NetworkError', 'Source', 'build_network', 'classifier', 'find_network',
+    'logits_source', 'zoo_name'
+]
+
+Pixels = tuple[float, float, float]
+
+
+class Source(NamedTuple):
+    """What the name of a network means.
+
+    Attributes:
+        network: For :func:`build_network`: ``'timm:NAME'`` and the like, or
+            the config of a classifier of mmpretrain's.
+        weights: None for random ones, ``'pretrained'`` for the library's
+            own, or a file or URL.
+        classes: Names in the order of its logits, where they are known.
+        size: Edge of its pictures in pixels; None for any.
+        mean: Of its pixels, RGB, in steps of 0 to 255; None for any.
+        std: Likewise.
+    """
+
+    network: Union[str, dict[str, Any]]
+    weights: Optional[str] = None
+    classes: Optional[tuple[str, ...]] = None
+    size: Optional[int] = None
+    mean: Optional[Pixels] = None
+    std: Optional[Pixels] = None
+
+
+def find_network(spec: str, role: str = 'teacher') -> Source:
+    """Find out what the name of a network means.
+
+    Args:
+        spec: ``SOURCE[@WEIGHTS]``. SOURCE is a name of mmpretrain's zoo or
+            its beginning (see :func:`zoo_name`) or one of our table;
+            ``timm:NAME``, ``torchvision:NAME``, ``hf:NAME`` or
+            ``hf:FOLDER``; ``python:MODULE.FUNCTION``, own code that returns
+            a network and may take ``num_classes``: FUNCTION, or MODULE, may
+            have ``preprocessing = dict(size=, mean=, std=)``, by default
+            ImageNet's, and ``classes``; a config ``FILE.py``; a checkpoint
+            ``FILE.pth`` with its config inside, as mmengine and we write it,
+            or the folder of a run. WEIGHTS is ``none``, ``pretrained``, a
+            file or a URL.
+        role: Without WEIGHTS, a ``'teacher'`` has those of its SOURCE and a
+            ``'student'`` none.
+
+    Raises:
+        NetworkError: In one line, if there is no such network or file.
+    """
+    if role not in ('teacher', 'student'):
+        raise ValueError(f"role must be 'teacher' or 'student', got {role!r}")
+    name, given = spec, ''
+    if '@' in spec and not Path(spec).exists():
+        name, _, given = spec.rpartition('@')
+    if given not in ('', 'none', 'pretrained') and '://' not in given and (
+            not Path(given).is_file()):
+        raise NetworkError(f'{spec}: there is no file {given}')
+    weights: Optional[str] = given or (
+        'pretrained' if role == 'teacher' else 'none')
+    weights = None if weights == 'none' else weights
+    library, _, path = name.partition(':')
+    if path and library in _LIBRARIES:
+        return _LIBRARIES[library](path, weights)
+    if Path(name).suffix == '.py':
+        try:
+            config = load_config(name)
+        except ConfigError as error:
+            raise NetworkError(str(error)) from error
+        if weights == 'pretrained':
+            weights = config.get('load_from')
+        return _of_config(config, name, weights)
+    if Path(name).is_dir() or Path(name).suffix == '.pth':
+        return _of_run(Path(name), weights)
+    return _of_zoo(name, weights, demanded=given == 'pretrained')
+
+
+def classifier(spec: str, num_classes: int, mean: Sequence[float],
+               std: Sequence[float]) -> dict[str, Any]:
+    """Config of a student: an ``ImageClassifier`` of mmpretrain.
+
+    Its head, metrics and preprocessing are those of the classes and
+    pictures, its loss is the plain cross-entropy, and batch augmentations
+    such as mixup are gone.
+
+    Args:
+        spec: As for :func:`find_network`.
+        num_classes: Of the head.
+        mean: Of the pixels, RGB, in steps of 0 to 255.
+        std: Likewise.
+
+    Raises:
+        NetworkError: As :func:`find_network`, and if the network is none of
+            mmpretrain's or cannot learn there.
+    """
+    source = find_network(spec, 'student')
+    if not isinstance(source.network, dict):
+        raise NetworkError(f'{spec}: a student must be a classifier of '
+                           "mmpretrain's, by name or config")
+    pixels = source.network.get('data_preprocessor') or {}
+    if source.weights and not pixels.get('to_rgb', True):
+        raise NetworkError(f'{spec}: these weights are for BGR pictures')
+    config = set_classes(source.network, num_classes)
+    logits_source(config)
+    config['data_preprocessor'] = dict(
+        num_classes=num_classes, mean=[*mean], std=[*std], to_rgb=True)
+    head = config['head']
+    head['loss'] = dict(type='CrossEntropyLoss', loss_weight=1.0)
+    if str(head['type']) in ('LeViTClsHead', 'EfficientFormerClsHead'):
+        # mmpretrain trains these without their second layer alone.
+        head['distillation'] = False
+    if source.weights:
+        try:
+            if '://' in source.weights:
+                download_checkpoint(source.weights)
+        except CheckpointError as error:
+            raise NetworkError(f'{spec}: {error}') from error
+        config['init_cfg'] = dict(
+            type='Pretrained', checkpoint=source.weights)
+    return config
+
+
+def logits_source(config: Mapping[str, Any]) -> str:
+    """Module of an ``ImageClassifier`` that puts out its logits.
+
+    Args:
+        config: Of the classifier, as :func:`classifier` returns.
+
+    Returns:
+        What a recorder's ``source`` names: ``'head.fc'``, or ``'head'``
+        where several layers or the backbone make the logits.
+
+    Raises:
+        NetworkError: If no module does.
+    """
+    kind = str(config.get('type')).rpartition('.')[2]
+    head = str(config.get('head', {}).get('type')).rpartition('.')[2]
+    if kind != 'ImageClassifier' or head == 'ConformerHead':
+        raise NetworkError(f'a {kind} with {head} has no one module that '
+                           'puts out its logits')
+    return 'head.fc' if head == 'LinearClsHead' else 'head'
+
+
+def zoo_name(name: str) -> str:
+    """The model of mmpretrain's zoo that a name, or its beginning, means.
+
+    An exact name means itself. Any other must be the beginning of a model's
+    up to a ``_``, but may lack sizes of patches, windows and the like
+    (``vit-base`` of ``vit-base-p16_...``). Of several, in this order: the
+    one for ImageNet-1k; from scratch; with published weights; trained by
+    mmpretrain itself; with the fewest words; first in the alphabet.
+
+    Raises:
+        NetworkError: If there is none; names similar ones.
+    """
+    from mmpretrain.apis.model import ModelHub
+    ModelHub._register_mmpretrain_models()
+    models = {
+        key: model
+        for key, model in ModelHub._models_dict.items() if any(
+            one.task == 'Image Classification' for one in model.results or ())
+    }
+    if name.lower() in models:
+        return name.lower()
+    fits = re.compile(
+        re.escape(name.lower()) + r'(-[pws]?\d+|-\d+x\w+?)*_').match
+    if not any(map(fits, models)):
+        raise NetworkError(
+            f"{name} is no network of mmpretrain's or ours, none of "
+            f'{", ".join(f"{key}:..." for key in _LIBRARIES)}, no config and '
+            'no run' + similar(
+                name, [*(key.partition('_')[0] for key in models), *NETWORKS]))
+    return min(
+        filter(fits, models),
+        key=lambda key:
+        (not key.endswith('_in1k'), 'in21k' in key or '-pre_' in key,
+         not models[key].weights, '3rdparty' in key, len(
+             re.split('[-_]', key)), key))
+
+
+def _of_zoo(name: str, weights: Optional[str], demanded: bool) -> Source:
+    from mmpretrain.apis.model import ModelHub
+    try:
+        model = ModelHub.get(zoo_name(name))
+    except NetworkError:
+        if name not in NETWORKS:
+            raise
+        model = None
+    if weights == 'pretrained':
+        weights = model and model.weights
+        if demanded and not weights:
+            raise NetworkError(f'{name} has no published weights')
+    if model is None:
+        config = network_of_table(name, 'in1k')
+        del config['data_preprocessor']
+        return Source(config, weights)
+    # Some start from the weights of others.
+    found = _of_config(model.config, name, weights)
+    return found._replace(network=_without_weights(found.network))
+
+
+def _without_weights(config: Any) -> Any:
+    """A config without what would load weights."""
+    if isinstance(config, Mapping):
+        return {
+            key: _without_weights(value)
+            for key, value in config.items()
+            if key != 'init_cfg' or 'Pretrained' not in str(value)
+        }
+    if isinstance(config, (list, tuple)):
+        return type(config)(map(_without_weights, config))
+    return config
+
+
+def _of_run(path: Path, weights: Optional[str]) -> Source:
+    """The network of a checkpoint with its config, or of a run's folder."""
+    file = path
+    if path.is_dir():
+        last = path / 'last_checkpoint'
+        files = sorted(path.glob('student*.pth'))
+        if last.is_file():
+            file = path / Path(last.read_text().strip()).name
+            alone = file.with_name(f'{file.stem}_student.pth')
+            files = [alone if alone.is_file() else file]
+        if not files:
+            raise NetworkError(f'{path} holds no finished run: expected '
+                               'last_checkpoint or student*.pth')
+        file = files[-1]
+    try:
+        student = student_checkpoint(read_checkpoint(str(file)), str(file))
+    except CheckpointError as error:
+        raise NetworkError(str(error)) from error
+    meta = student['meta']
+    if not meta['cfg']:
+        raise NetworkError(f'{file} holds no config: write CONFIG.py@{file}')
+    config = Config.fromstring(meta['cfg'], '.py')
+    if 'custom_imports' in config:
+        import_modules_from_strings(**config.custom_imports)
+    found = _of_config(config, str(file),
+                       str(file) if weights == 'pretrained' else weights)
+    classes = meta.get('dataset_meta', {}).get('classes')
+    return found._replace(classes=tuple(classes) if classes else found.classes)
+
+
+def _of_config(config: Config, path: str, weights: Optional[str]) -> Source:
+    """A whole config's classifier, and what its test says of pictures."""
+    if 'model' not in config:
+        raise NetworkError(f'{path} has no model')
+    network = Config(student_model(config.model)).to_dict()
+    network.pop('train_cfg', None)
+    pixels = dict(
+        network.get('data_preprocessor')
+        or config.get('data_preprocessor', {}))
+    data = (config.get('test_dataloader') or {}).get('dataset', {})
+    if 'CIFAR' in str(data.get('type')):
+        # Whose pictures are RGB from the start.
+        pixels['to_rgb'] = True
+    network['data_preprocessor'] = pixels
+    order = 1 if pixels.get('to_rgb', True) else -1
+    mean, std = (pixels.get(key) and _scaled(pixels[key][::order], 1)
+                 for key in ('mean', 'std'))
+    if not weights:
+        return Source(network, None, None, None, mean, std)
+    size = None
+    for step in data.get('pipeline', ()):
+        edge = step.get('crop_size') or step.get('scale')
+        if step.get('type') in ('CenterCrop', 'Resize') and edge:
+            size = max(edge) if isinstance(edge, Sequence) else edge
+    classes = (data.get('metainfo') or {}).get('classes')
+    if not classes and data.get('type'):
+        from mmpretrain.registry import DATASETS
+        classes = getattr(
+            DATASETS.get(data['type']), 'METAINFO', {}).get('classes')
+    return Source(network, weights, classes and tuple(classes), size, mean,
+                  std)
+
+
+def _of_timm(name: str, weights: Optional[str]) -> Source:
+    import timm
+    check_name('timm', name)
+    seen: Any = timm.get_pretrained_cfg(name)
+    size = seen.input_size[-1] if weights or seen.fixed_input_size else None
+    return Source(f'timm:{name}', weights, None, size, _scaled(seen.mean),
+                  _scaled(seen.std))
+
+
+def _of_torchvision(name: str, weights: Optional[str]) -> Source:
+    from torchvision.models import get_model_weights
+    check_name('torchvision', name)
+    best = get_model_weights(name).DEFAULT
+    seen = best.transforms()
+    fixed = name.startswith(('vit_', 'maxvit_', 'inception_'))
+    return Source(
+        f'torchvision:{name}', weights,
+        tuple(best.meta['categories']) if weights == 'pretrained' else None,
+        seen.crop_size[0] if weights or fixed else None, _scaled(seen.mean),
+        _scaled(seen.std))
+
+
+def _of_hugging_face(name: str, weights: Optional[str]) -> Source:
+    from transformers import AutoConfig, AutoImageProcessor
+    with hub(f'hf:{name}', f'the files of {name}', 'hf:FOLDER'):
+        config = AutoConfig.from_pretrained(name)
+        seen = AutoImageProcessor.from_pretrained(name)
+    edges = dict(getattr(seen, 'crop_size', None) or seen.size)
+    size = edges.get('height') or edges.get('shortest_edge')
+    # What a processor multiplies pixels by before it normalises.
+    unit = seen.rescale_factor if seen.do_rescale else 1
+    mean, std = (seen.image_mean, seen.image_std) if seen.do_normalize else (
+        (0, 0, 0), (1, 1, 1))
+    names = tuple(config.id2label[one] for one in range(config.num_labels))
+    known = weights == 'pretrained' and names[0] != 'LABEL_0'
+    return Source(f'hf:{name}', weights, names if known else None, size,
+                  _scaled(mean, 1 / unit), _scaled(std, 1 / unit))
+
+
+def _of_function(path: str, weights: Optional[str]) -> Source:
+    function = find_function(path)
+    module = sys.modules[path.rpartition('.')[0]]
+    seen, classes = (
+        getattr(function, name, getattr(module, name, None))
+        for name in ('preprocessing', 'classes'))
+    pixels = dict(
+        dict(size=None, mean=(123.675, 116.28, 103.53),
+             std=(58.395, 57.12, 57.375)), **seen or {})
+    if len(pixels) > 3:
+        raise NetworkError(f'python:{path}: preprocessing may say size, mean '
+                           f'and std, got {", ".join(pixels)}')
+    return Source(f'python:{path}', weights,
+                  tuple(classes) if classes and weights else None,
+                  pixels['size'], _scaled(pixels['mean'], 1),
+                  _scaled(pixels['std'], 1))
+
+
+def _scaled(values: Sequence[float], by: float = 255) -> Pixels:
+    # 0.224 * 255 is the 57.12 of others.
+    red, green, blue = (round(float(value) * by, 6) for value in values)
+    return red, green, blue
+
+
+_LIBRARIES = {
+    'timm': _of_timm,
+    'torchvision': _of_torchvision,
+    'hf': _of_hugging_face,
+    'python': _of_function,
+}
