@@ -20,6 +20,7 @@ from wsld_plugin import compat
 from wsld_plugin.checkpoints import read_checkpoint
 from wsld_plugin.hooks import FastStepHook
 from wsld_plugin.hooks.fast_step import _use_channels_last
+from wsld_plugin.models.networks import network
 
 FAST = dict(type='FastStepHook')
 LOW = dict(FAST, teacher_dtype='bfloat16')
@@ -201,6 +202,17 @@ def test_a_loss_is_computed_if_it_makes_a_difference(
     assert fast.losses == pytest.approx(slow.losses, rel=1e-4)
     assert fast.runner.model.teacher.head.computed == computed
     assert slow.runner.model.teacher.head.computed == 3
+
+
+def test_a_teacher_of_other_libraries_is_fast_too(config: Config) -> None:
+    # Two members: both folded, and no loss computed.
+    member = dict(network=network('resnet8', 'digits'), num_classes=10)
+    config.model.teacher = dict(
+        type='mmengine.Teacher', members=[member, dict(member, size=48)])
+    slow, fast = (Run(config, hook) for hook in (None, FAST))
+    assert fast.losses == pytest.approx(slow.losses, rel=1e-4)
+    assert 'teacher folded' in fast.said
+    assert "teacher's loss not computed" in fast.said
 
 
 def test_statistics_of_the_teacher_go_on_moving(config: Config) -> None:
