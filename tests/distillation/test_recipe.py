@@ -209,7 +209,7 @@ def rates_of(cfg: Config, total: int) -> list[float]:
 def test_optimizers_and_precision_fit_the_network() -> None:
     pixels = ((120., ) * 3, (60., ) * 3)
     for name, size, expected in (('resnet18', 32, (False, True)),
-                                 ('vgg11', 224, (False, False)),
+                                 ('vgg11', 224, (True, False)),
                                  ('vit-base-p16', 224, (True, True))):
         assert network_traits(classifier(name, 3, *pixels), size) == expected
     for batch, more in ((16, 0.25), (64, 1), (128, 2), (2**14, 8)):
@@ -233,7 +233,7 @@ def test_defaults_follow_the_folder(recipe: Recipe, tmp_path: Path) -> None:
             folder, size=size, splits=dict(train=[('a.png', 0)] * pictures))
 
     sizes = {8: 32, 32: 32, 40: 32, 64: 64, 100: 96, 224: 224, 3000: 224}
-    assert {size: default_size(of(size)) for size in sizes} == sizes
+    assert {size: default_size(of(size), 'resnet8') for size in sizes} == sizes
     batches = {20: 8, 100: 8, 200: 16, 640: 64, 10**6: 64}
     assert {
         pictures: default_batch_size(of(32, pictures))

@@ -131,8 +131,9 @@ MISTAKES = {
     ('bias-variance', '{student}', '{distillation}'),
     'tiny_student has no test_dataloader':
     ('bias-variance', '{student}', '--cfg-options', 'test_dataloader=None'),
-    'at least 2 runs, got 1': ('bias-variance', '{student}', '--runs', 1),
-    'interval of at least 1, got 0':
+    'a variance over runs takes at least 2 of them, got 1':
+    ('bias-variance', '{student}', '--runs', 1),
+    'must be at least 1 epoch, got 0':
     ('bias-variance', '{student}', '--interval', 0),
     'nothing holds no': ('runs', 'nothing'),
 }

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, Union
 
 import cv2
-import mmcv
 from PIL import Image
 
 # What Pillow raises over headers that are wrong.
@@ -78,6 +77,8 @@ def examine(path: Path) -> Union[Picture, str]:
     if kind == 'cut':
         return 'damaged: its end is missing'
     try:
+        # Not above: this package is imported without it, too.
+        import mmcv
         image = mmcv.imfrombytes(data, backend='cv2')
     except cv2.error:
         image = None
