@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -27,6 +28,9 @@ from .pictures import TRAITS, Picture, examine
 _SHARE, _FEWEST = 0.1, 3
 # Pictures that a thread reads at a time.
 _CHUNK = 64
+# In OpenCV 5; before, the module itself.
+_OPENCV_LOG: Any = getattr(cv2.utils, 'logging', cv2)
+_SILENT = 0
 
 
 @dataclass(frozen=True)
@@ -198,10 +202,10 @@ def _read(root: Path,
     """Examine files in threads: decoding lets go of Python's lock."""
     chunks = [paths[at:at + _CHUNK] for at in range(0, len(paths), _CHUNK)]
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
-    level = cv2.utils.logging.getLogLevel()
+    level = _OPENCV_LOG.getLogLevel()
     try:
         # What is wrong is told by the results, rather than by libraries.
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+        _OPENCV_LOG.setLogLevel(_SILENT)
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             found = pool.map(
@@ -213,7 +217,7 @@ def _read(root: Path,
                 yield from results
     finally:
         pool.shutdown(cancel_futures=True)
-        cv2.utils.logging.setLogLevel(level)
+        _OPENCV_LOG.setLogLevel(level)
 
 
 def _draw(entries: Sequence[Entry], pictures: dict[str, Picture],
