@@ -20,6 +20,7 @@ def config(name: str):
 
 
 def test_each_row_is_a_source_that_records_its_shape():
+    import mmrazor.models  # noqa: F401 registers the recorders
     cfg = config('wsld_r34_r18_digits')
     table = recordable_modules(cfg)
     student = table[table.network == 'student'].set_index('source')
