@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.registry import MODELS, DefaultScope
-from mmrazor.models.task_modules import RecorderManager
 
 from wsld_plugin.analysis import AnalysisError, recordable_modules
 from wsld_plugin.checkpoints import student_model
@@ -20,16 +19,18 @@ def config(name: str):
 
 
 def test_each_row_is_a_source_that_records_its_shape():
-    import mmrazor.models  # noqa: F401 registers the recorders
     cfg = config('wsld_r34_r18_digits')
     table = recordable_modules(cfg)
     student = table[table.network == 'student'].set_index('source')
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         network = MODELS.build(student_model(cfg.model)).eval()
     names = [name for name in student.index if name != 'head.loss_module']
-    manager = RecorderManager({
-        name: dict(type='ModuleOutputs', source=name) for name in names})
-    manager.initialize(network)
+    # After this package, which makes it importable.
+    from mmrazor.models.task_modules import RecorderManager
+    with DefaultScope.overwrite_default_scope('mmrazor'):
+        manager = RecorderManager({
+            name: dict(type='ModuleOutputs', source=name) for name in names})
+        manager.initialize(network)
     with manager, torch.no_grad():
         network(torch.zeros(1, 3, 16, 16), mode='tensor')
     height = recordable_modules(cfg, shape=(16, 16)).query(
