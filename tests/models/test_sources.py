@@ -91,7 +91,8 @@ def test_missing_weights_say_which_file_goes_where(
         spec: str, said: str, tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('MMENGINE_HOME', str(tmp_path))
-    # Nothing listens there.
+    # Nothing listens there; urllib keeps the proxies of its first call.
+    monkeypatch.setattr('urllib.request._opener', None)
     for name in ('http_proxy', 'https_proxy'):
         monkeypatch.setenv(name, 'http://127.0.0.1:9')
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)

@@ -101,9 +101,14 @@ def trainings() -> dict[str, int]:
 def test_killed_resumed_tested_reported() -> None:
     write()
     process = start()
-    while len(running := trainings()) < 2 or not all(
-            Path(run, 'last_checkpoint').exists() for run in running):
+    running: dict[str, int] = {}
+    # Each waits where it has something to go on from.
+    while len(running) < 2:
         assert process.poll() is None
+        for run, pid in trainings().items():
+            if run not in running and Path(run, 'last_checkpoint').exists():
+                os.kill(pid, signal.SIGSTOP)
+                running[run] = pid
         time.sleep(0.05)
     gpus = [re.findall(r'\0CUDA_VISIBLE_DEVICES=(\d)',
                        Path(f'/proc/{pid}/environ').read_text())
@@ -114,7 +119,6 @@ def test_killed_resumed_tested_reported() -> None:
     # One that is left behind is killed, too, the other is in no hurry.
     ce, teacher = sorted(running)
     os.kill(running[teacher], signal.SIGKILL)
-    os.kill(running[ce], signal.SIGSTOP)
     process = start()
     while not Path(f'{teacher}.test.json').exists():
         assert process.poll() is None
