@@ -100,6 +100,9 @@ _RESTRICTED = SimpleNamespace(
 
 def _load_weights_only(module: ModuleType) -> None:
     """Adapt ``mmengine.runner.checkpoint``."""
+    if hasattr(module, '_safe_torch_load'):
+        # onedl-mmengine's would allow any getattr, and what torch refuses.
+        module._safe_torch_load = _load  # type: ignore[attr-defined]
     loader = module.CheckpointLoader
     original = loader.load_checkpoint.__func__
 
@@ -119,6 +122,13 @@ def _load_weights_only(module: ModuleType) -> None:
             raise pickle.UnpicklingError(_refusal(filename, error)) from error
 
     loader.load_checkpoint = classmethod(load_checkpoint)
+
+
+def _load(file: Any, map_location: Any = None,
+          weights_only: bool | None = None) -> Any:
+    """As torch itself decides."""
+    asked = {} if weights_only is None else dict(weights_only=weights_only)
+    return torch.load(file, map_location=map_location, **asked)
 
 
 def _refusal(filename: str, error: pickle.UnpicklingError) -> str:
