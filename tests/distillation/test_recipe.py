@@ -174,6 +174,9 @@ def test_rates_end_with_the_training(pictures: int, epochs: int,
     last = pictures % loader.batch_size
     # Of the last batch, less than half of one is left out.
     assert loader.drop_last == (last < 4 and pictures >= 8)
+    pairs = student_config(dataclasses.replace(short, batch_size=2))
+    # One picture is nothing for BatchNorm.
+    assert pairs.train_dataloader.drop_last == (pictures > 1)
     steps = sum(1 for _ in torch.utils.data.DataLoader(
         range(pictures), loader.batch_size, drop_last=loader.drop_last))
     assert total == epochs * steps

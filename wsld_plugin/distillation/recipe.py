@@ -174,6 +174,8 @@ def _member(recipe: Recipe, source: Source,
         size=source.size,
         mean=source.mean and list(source.mean),
         std=source.std and list(source.std))
+    if source.imports:
+        member['imports'] = list(source.imports)
     if source.weights is not None:
         return member
     # Trained here, on the student's pictures if it takes them.
@@ -269,11 +271,13 @@ def _config(recipe: Recipe,
     each = -(-len(recipe.folder.splits['train']) // recipe.processes)
     steps, rest = divmod(each, recipe.batch_size)
     # A few pictures say little, and BatchNorm learns nothing of one.
-    drop = steps > 0 and 2 * rest < recipe.batch_size
+    drop = steps > 0 and rest < max(2, recipe.batch_size / 2)
     traits = network_traits(network, recipe.size)
     settings = schedule(traits.adam, phase, epochs, steps + (not drop),
                         recipe.batch_size * recipe.processes, recipe.dtype)
     cfg = Config.fromfile(_BASES / f'{base}.py')
+    cfg.custom_imports.imports += find_network(recipe.student,
+                                               'student').imports
     cfg.merge_from_dict(
         dict(
             model=model,

@@ -48,6 +48,8 @@ def check(asked: Mapping[str, Any]) -> dict[str, Any]:
           for name, least in _AT_LEAST.items()),
         *((name, asked[name] == 'auto' or _is_positive(asked[name]),
            "'auto' or a positive number") for name in ('tau', 'alpha')),
+        ('student', isinstance(asked['student'], str) and asked['student'],
+         'the name of a network'),
         ('teacher', teachers and all(isinstance(one, str) and one
                                      for one in teachers),
          'the name of a network, or several'),
@@ -83,14 +85,13 @@ def settle(asked: Mapping[str, Any], folder: PictureFolder, processes: int,
     Raises:
         DistilError: If it is the folder of another call.
     """
-    defaults = dict(
-        teacher_epochs=asked['epochs'],
-        size=default_size(folder, asked['student']),
-        batch_size=default_batch_size(folder, processes))
-    settled: dict[str, Any] = {
-        name: defaults.get(name) if value is None else value
-        for name, value in asked.items()
-    }
+    settled = dict(asked)
+    for name, function, *given in (
+            ('teacher_epochs', int, asked['epochs']),
+            ('size', default_size, folder, asked['student']),
+            ('batch_size', default_batch_size, folder, processes)):
+        if settled[name] is None:
+            settled[name] = function(*given)
     settled.update(
         data=str(folder.root.absolute()),
         pictures=folder.digest,
