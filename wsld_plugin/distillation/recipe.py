@@ -258,7 +258,9 @@ def _student(recipe: Recipe) -> tuple[dict[str, Any], str]:
     folder = recipe.folder
     model = classifier(recipe.student, len(folder.classes), folder.mean,
                        folder.std)
-    return model, 'all' if model.get('init_cfg') else 'scratch'
+    # Some say by init_cfg how random weights are drawn.
+    starts = find_network(recipe.student, 'student').weights is None
+    return model, 'scratch' if starts else 'all'
 
 
 def _config(recipe: Recipe,
