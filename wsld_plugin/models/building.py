@@ -39,18 +39,22 @@ class Network(nn.Module):
                  network: nn.Module,
                  num_classes: int,
                  is_init: bool,
-                 config: Optional[Mapping[str, Any]] = None) -> None:
+                 config: Optional[Mapping[str, Any]] = None,
+                 loaded: bool = True) -> None:
         super().__init__()
         self.network = network
         self.num_classes, self.is_init = num_classes, is_init
         pixels = (config or {}).get('data_preprocessor') or {}
         self._bgr = not pixels.get('to_rgb', True)
-        self._openmmlab = config is not None
+        self._openmmlab, self._loaded = config is not None, loaded
         self._sums = kind_of((config or {}).get('head', {})) == 'ConformerHead'
 
     def init_weights(self) -> None:
-        """Start as mmpretrain does; other libraries' have started."""
-        if self._openmmlab:
+        """Start as mmpretrain does, unless weights were loaded.
+
+        Not even if the last layer is new: all others would be lost.
+        """
+        if self._openmmlab and not self._loaded:
             self.network.init_weights()  # type: ignore[operator]
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -126,7 +130,8 @@ def build_network(network: Union[str, Mapping[str, Any]],
             known = load_own(built, str(weights), num_classes)
     except (CheckpointError, OSError) as error:
         raise NetworkError(f'{name}: {error}') from error
-    return Network(built, num_classes, known, config)
+    return Network(built, num_classes, known, config, weights is not None
+                   or known)
 
 
 def last_layers(network: nn.Module,
