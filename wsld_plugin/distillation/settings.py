@@ -4,7 +4,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +61,6 @@ def check(asked: Mapping[str, Any]) -> dict[str, Any]:
         if not right:
             raise DistilError(
                 f'{name} must be {expected}, got {asked[name]!r}')
-    if searches(asked) and not find_spec('optuna'):
-        raise DistilError(
-            "tau='auto' and alpha='auto' need optuna: pip install optuna, or "
-            'this package with its extra "distil", or give numbers, such as '
-            'tau=4 and alpha=1')
     return dict(
         asked, teacher=teachers, teacher_weights=weights and [*weights])
 

@@ -280,10 +280,12 @@ def _of_config(config: Config, path: str, weights: Optional[str]) -> Source:
             pixels.update({key: step.get(key, True) for key in
                            ('mean', 'std', 'to_rgb')})
     # Files come as BGR and stay so by default; CIFAR's pictures come as RGB.
-    to_rgb = pixels.get('to_rgb', False) != ('CIFAR' in str(data.get('type')))
+    # A model alone says nothing.
+    alone = not pixels and not data
+    to_rgb = pixels.get('to_rgb', alone) != ('CIFAR' in str(data.get('type')))
     network['data_preprocessor'] = dict(pixels, to_rgb=to_rgb)
     mean, std = (pixels.get(key) for key in ('mean', 'std'))
-    if weights and not (mean and std):
+    if weights and not alone and not (mean and std):
         # It learnt from pixels as they are.
         mean, std = (0, 0, 0), (1, 1, 1)
     mean, std = (one and _scaled(one[::1 if to_rgb else -1], 1)
