@@ -168,7 +168,7 @@ def teacher_model(recipe: Recipe,
 
 def _member(recipe: Recipe, source: Source,
             inputs: Mapping[str, Any]) -> dict[str, Any]:
-    member = dict(
+    member: dict[str, Any] = dict(
         network=source.network,
         num_classes=len(recipe.folder.classes),
         size=source.size,

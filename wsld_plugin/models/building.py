@@ -65,7 +65,7 @@ class Network(nn.Module):
     def train(self, mode: bool = True) -> Network:
         """Switch modes; mmpretrain trains no head that distils by itself."""
         super().train(mode)
-        head = getattr(self.network, 'head', None)
+        head: Any = getattr(self.network, 'head', None)
         if self._openmmlab and getattr(head, 'distillation', False):
             # It averages its two layers then, as it is tested.
             head.training = False
