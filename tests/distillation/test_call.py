@@ -148,6 +148,13 @@ def test_weights_are_those_that_were_named(pictures: Path,
     assert stages._teacher_source(spec, folder).classes is None
 
 
+def test_a_mistake_takes_no_folder(pictures: Path, tmp_path: Path) -> None:
+    for name in ('resnet34x', 'resnet35x'):
+        with pytest.raises(NetworkError, match=name):
+            distil(pictures, work_dir=tmp_path, **{
+                **ARGUMENTS, 'teacher': name, 'teacher_weights': None})
+
+
 @pytest.mark.parametrize('wrong, error, said', [
     (dict(epochs=0), DistilError, 'epochs must be an integer of at least 1'),
     (dict(tau=-1), DistilError, "tau must be 'auto' or a positive number"),

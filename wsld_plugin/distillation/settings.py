@@ -97,7 +97,8 @@ def settle(asked: Mapping[str, Any], folder: PictureFolder, processes: int,
     settled['cached'] = caching_pays(
         make_recipe(folder, settled, out), epochs, out)
     path = out / 'call.json'
-    if path.exists():
+    # With nothing learnt in it, a call may have been a mistake.
+    if path.exists() and any(out.rglob('*.pth')):
         kept = json.loads(path.read_text())
         for name, value in settled.items():
             if name not in _OF_THE_MACHINE and kept.get(name) != value:

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import io
 import re
-import time
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -82,14 +81,14 @@ def run_stages(folder: PictureFolder, settled: dict[str, Any], out: Path,
     """
     recipe = make_recipe(folder, settled, out, launcher)
     on_first(write_lists, folder, recipe.lists)
-    recipe = replace(
-        recipe, student=on_first(_student, recipe, out / 'start.pth'))
+    # Which tries the student at its size, before anything is kept.
+    on_first(student_config, recipe)
     sources = [
         on_first(_teacher_source, spec, folder)
         for spec in settled['teacher']
     ]
-    # Which tries the student at its size, before any training.
-    alone = on_first(student_config, recipe)
+    recipe = replace(
+        recipe, student=on_first(_student, recipe, out / 'start.pth'))
     progress = Progress(_plan(settled, sources, folder))
     file = out / 'teacher.pth'
     on_first(
@@ -103,9 +102,7 @@ def run_stages(folder: PictureFolder, settled: dict[str, Any], out: Path,
     if settled['cached']:
         distillation = partial(distillation, cache=out / 'teacher_cache')
         progress.say("Computing the teacher's answers, once for all epochs")
-        began = time.monotonic()
         build_cache(distillation(1.0, 1.0))
-        progress.times["teacher's answers"] = time.monotonic() - began
 
     def trial(tau: float, alpha: float) -> Training:
         cfg = distillation(tau, alpha, trial_epochs(recipe.epochs))
@@ -119,8 +116,8 @@ def run_stages(folder: PictureFolder, settled: dict[str, Any], out: Path,
         progress.say(f'Chosen: tau {chosen.tau:g}, alpha {chosen.alpha:g}')
     runs = {}
     if settled['baseline']:
-        runs[_ALONE] = progress.train(_ALONE,
-                                      Training(alone, out / 'baseline', out))
+        runs[_ALONE] = progress.train(
+            _ALONE, Training(student_config(recipe), out / 'baseline', out))
     runs[_DISTILLED] = progress.train(
         _DISTILLED,
         Training(distillation(*chosen[:2]), out / 'student', out))
