@@ -195,7 +195,9 @@ def test_bgr_networks_get_bgr() -> None:
     # CIFAR's pictures are RGB though nobody turned them.
     cifar = find_network('resnet18_8xb16_cifar10@none')
     assert cifar.network['data_preprocessor']['to_rgb']
-    assert cifar.mean == (125.307, 122.961, 113.8575)
+    assert cifar.mean == (125.307, 122.961, 113.8575) and cifar.size == 32
+    # Whose crop is a kind of its own.
+    assert find_network('efficientnet-b1@none').size == 240
 
 
 @pytest.mark.parametrize('said, rgb, mean', [

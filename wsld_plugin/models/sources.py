@@ -271,10 +271,11 @@ def _of_config(config: Config, path: str, weights: Optional[str]) -> Source:
         network.get('data_preprocessor')
         or config.get('data_preprocessor') or {})
     data = (config.get('test_dataloader') or {}).get('dataset', {})
-    size = None
+    cifar = 'CIFAR' in str(data.get('type'))
+    size = 32 if cifar else None
     for step in data.get('pipeline', ()):
         edge = step.get('crop_size') or step.get('scale')
-        if kind_of(step) in ('CenterCrop', 'Resize') and edge:
+        if kind_of(step).endswith(('CenterCrop', 'Resize')) and edge:
             size = max(edge) if isinstance(edge, Sequence) else edge
         if kind_of(step) == 'Normalize':
             pixels.update({key: step.get(key, True) for key in
@@ -282,7 +283,7 @@ def _of_config(config: Config, path: str, weights: Optional[str]) -> Source:
     # Files come as BGR and stay so by default; CIFAR's pictures come as RGB.
     # A model alone says nothing.
     alone = not pixels and not data
-    to_rgb = pixels.get('to_rgb', alone) != ('CIFAR' in str(data.get('type')))
+    to_rgb = pixels.get('to_rgb', alone) != cifar
     network['data_preprocessor'] = dict(pixels, to_rgb=to_rgb)
     mean, std = (pixels.get(key) for key in ('mean', 'std'))
     if weights and not alone and not (mean and std):
