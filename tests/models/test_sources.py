@@ -290,6 +290,8 @@ def test_a_run_names_its_network(tmp_path: Path) -> None:
         network = build_network(source.network, 2, source.weights)
         assert network.is_init
         assert torch.equal(outputs(network, 32), outputs(model, 32))
+    assert 'frozen_stages' not in classifier('vit-small', 2, *IMAGENET)[
+        'backbone']
     again = classifier(f'{file}@pretrained', 2, (1, 2, 3), (4, 5, 6))
     assert again['init_cfg'] == dict(type='Pretrained', checkpoint=str(file))
     assert 'init_cfg' not in classifier(str(file), 2, *IMAGENET)
