@@ -177,7 +177,8 @@ def set_classes(config: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
         raise NetworkError(f'{kind}: expected a classifier with a backbone '
                            'and one head')
     # As of linear probes, whose backbone would stay random here.
-    backbone.pop('frozen_stages', None)
+    for key in ('frozen_stages', 'norm_eval'):
+        backbone.pop(key, None)
     # This one passes on what the backbone puts out.
     counting = head
     if kind_of(head) == 'ClsHead':
