@@ -84,7 +84,10 @@ def default_batch_size(folder: PictureFolder, processes: int = 1) -> int:
 
 def default_workers(processes: int = 1) -> int:
     """A core each, from 2 to 8."""
-    return min(max(len(os.sched_getaffinity(0)) // processes, 2), 8)
+    # Which macOS lacks.
+    allowed = getattr(os, 'sched_getaffinity', None)
+    cores = len(allowed(0)) if allowed else os.cpu_count() or 1
+    return min(max(cores // processes, 2), 8)
 
 
 def caching_pays(recipe: Recipe, epochs: int, place: Path) -> bool:
