@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
 
@@ -33,7 +33,7 @@ from .networks import network as network_of_table
 
 __all__ = [
     'NetworkError', 'Source', 'build_network', 'classifier', 'find_network',
-    'logits_source', 'zoo_name'
+    'zoo_name'
 ]
 
 Pixels = tuple[float, float, float]
@@ -138,7 +138,10 @@ def classifier(spec: str, num_classes: int, mean: Sequence[float],
     if source.weights and not pixels.get('to_rgb', True):
         raise NetworkError(f'{spec}: these weights are for BGR pictures')
     config = set_classes(source.network, num_classes)
-    logits_source(config)
+    kind, part = kind_of(config), kind_of(config.get('head', {}))
+    if kind != 'ImageClassifier' or part == 'ConformerHead':
+        raise NetworkError(f'{spec}: a {kind} with {part} has no one module '
+                           'that puts out its logits')
     config['data_preprocessor'] = dict(
         num_classes=num_classes, mean=[*mean], std=[*std], to_rgb=True)
     head = config['head']
@@ -150,26 +153,6 @@ def classifier(spec: str, num_classes: int, mean: Sequence[float],
         config['init_cfg'] = dict(
             type='Pretrained', checkpoint=source.weights)
     return config
-
-
-def logits_source(config: Mapping[str, Any]) -> str:
-    """Module of an ``ImageClassifier`` that puts out its logits.
-
-    Args:
-        config: Of the classifier, as :func:`classifier` returns.
-
-    Returns:
-        What a recorder's ``source`` names: ``'head.fc'``, or ``'head'``
-        where several layers or the backbone make the logits.
-
-    Raises:
-        NetworkError: If no module does.
-    """
-    kind, head = kind_of(config), kind_of(config.get('head', {}))
-    if kind != 'ImageClassifier' or head == 'ConformerHead':
-        raise NetworkError(f'a {kind} with {head} has no one module that '
-                           'puts out its logits')
-    return 'head.fc' if head == 'LinearClsHead' else 'head'
 
 
 def zoo_name(name: str) -> str:
