@@ -274,15 +274,16 @@ def _of_config(config: Config, path: str, weights: Optional[str]) -> Source:
         mean, std = (0, 0, 0), (1, 1, 1)
     mean, std = (one and _scaled(one[::1 if to_rgb else -1], 1)
                  for one in (mean, std))
-    module = (config.get('custom_imports') or {}).get('imports', ())
-    imports = (module, ) if isinstance(module, str) else tuple(module)
+    modules = (config.get('custom_imports') or {}).get('imports', ())
+    imports = {*([modules] if isinstance(modules, str) else modules)}
     classes = (data.get('metainfo') or {}).get('classes')
     if not classes and data.get('type'):
         from mmpretrain.registry import DATASETS
         classes = getattr(
             DATASETS.get(data['type']), 'METAINFO', {}).get('classes')
     return Source(network, weights, tuple(classes)
-                  if classes and weights else None, size, mean, std, imports)
+                  if classes and weights else None, size, mean, std,
+                  tuple(sorted(imports - {'wsld_plugin'})))
 
 
 def _of_timm(name: str, weights: Optional[str]) -> Source:
