@@ -88,8 +88,8 @@ setup(
         ],
         # Files of the student for programs without mmpretrain.
         'deploy': ['onnx', 'onnxruntime', 'onnxscript'],
-        # The one call: teachers of other packages; tau and alpha chosen.
-        'distil': ['timm', 'transformers', 'optuna'],
+        # The one call: teachers of other packages.
+        'distil': ['timm', 'transformers'],
         # Plans of trainings: tools/experiments.
         'experiments': [
             'snakemake>=9; python_version >= "3.11"',

@@ -36,7 +36,7 @@ ARROWS = {
                  '.checkpoints'),
     'distillation': ('torch', 'pandas', 'scipy', 'mmengine', 'mmcv', 'cv2',
                      'matplotlib', 'markupsafe', 'rich', 'filelock',
-                     'optuna', 'numpy',
+                     'numpy',
                      '.functional', '.checkpoints', '.datasets',
                      '.models', '.caching', '.analysis', '.compat',
                      '.version'),

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import multiprocessing
 import os
 import sys
@@ -75,7 +76,7 @@ def one_line_errors(*more: type[Exception]) -> Iterator[None]:
         fail(mistake)
     except OSError as error:
         # A full disk or a folder that is read-only, rather than a bug.
-        if error.filename is None:
+        if error.filename is None and error.errno != errno.ENOSPC:
             raise
         fail(error)
 

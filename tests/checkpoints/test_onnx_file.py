@@ -209,3 +209,19 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_file, 'find_spec', lambda name: None)
     with pytest.raises(CheckpointError, match='ONNX needs onnx, onnxruntime'):
         export_onnx('x.pth', 'x')
+
+
+@pytest.mark.parametrize('domain', ['', 'somebody.else'])
+def test_what_cannot_be_read_back_is_no_trace(domain: str,
+                                              tmp_path: Path) -> None:
+    from onnx import TensorProto, helper, save
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1])
+            for name in 'ab']
+    node = helper.make_node('Unknown', ['a'], ['b'], domain=domain)
+    save(helper.make_model(
+        helper.make_graph([node], 'graph', ends[:1], ends[1:]),
+        opset_imports=[helper.make_opsetid('', 17),
+                       helper.make_opsetid('somebody.else', 1)]),
+        str(tmp_path / 'x.onnx'))
+    with pytest.raises(onnx_file.OnnxError, match='was not kept'):
+        onnx_file._read(tmp_path / 'x.onnx')

@@ -1,6 +1,7 @@
 """One call on a folder of pictures: what it leaves, reuses and refuses."""
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,20 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import MODELS
 from PIL import Image
 
 from wsld_plugin import distil
 from wsld_plugin.checkpoints import read_checkpoint
-from wsld_plugin.datasets import PictureFolderError
-from wsld_plugin.distillation import DistilError, DistilResult
-from wsld_plugin.models import NetworkError
+from wsld_plugin.datasets import PictureFolderError, read_folder
+from wsld_plugin.distillation import DistilError, DistilResult, stages
+from wsld_plugin.distillation.recipe import Recipe
+from wsld_plugin.models import (
+    NetworkError,
+    build_network,
+    classifier,
+    find_network,
+)
 
 ARGUMENTS: dict[str, Any] = dict(
     teacher=['wrn-16-2@none', 'resnet20@none'], teacher_weights=[2, 1],
@@ -115,6 +123,38 @@ def test_the_same_call_reuses_another_is_refused(result: DistilResult,
     assert times(out) == before
 
 
+def test_weights_are_those_that_were_named(pictures: Path,
+                                           tmp_path: Path) -> None:
+    folder = read_folder(pictures)
+    recipe = Recipe(folder, tmp_path, '', 1, 1, 8, 32)
+    base = build_network('torchvision:resnet18', 7).network
+    file = tmp_path / 'torchvision.pth'
+    torch.save(base.state_dict(), file)
+    # mmengine would start from random weights, with a warning in the log.
+    spec = stages._student(
+        dataclasses.replace(recipe, student=f'resnet18@{file}'),
+        tmp_path / 'start.pth')
+    config = classifier(spec, 3, folder.mean, folder.std)
+    model = MODELS.build(dict(config, _scope_='mmpretrain'))
+    model.init_weights()
+    assert torch.equal(model.backbone.conv1.weight, base.conv1.weight)
+    assert torch.equal(model.backbone.layer4[1].bn2.bias,
+                       base.layer4[1].bn2.bias)
+    # Its classes are called as the folder's, its last layer is another's.
+    Config(dict(model=config, test_dataloader=dict(dataset=dict(
+        metainfo=dict(classes=folder.classes))))).dump(tmp_path / 'named.py')
+    spec = f'{tmp_path / "named.py"}@{file}'
+    assert find_network(spec).classes == folder.classes
+    assert stages._teacher_source(spec, folder).classes is None
+
+
+def test_a_mistake_takes_no_folder(pictures: Path, tmp_path: Path) -> None:
+    for name in ('resnet34x', 'resnet35x'):
+        with pytest.raises(NetworkError, match=name):
+            distil(pictures, work_dir=tmp_path, **{
+                **ARGUMENTS, 'teacher': name, 'teacher_weights': None})
+
+
 @pytest.mark.parametrize('wrong, error, said', [
     (dict(epochs=0), DistilError, 'epochs must be an integer of at least 1'),
     (dict(tau=-1), DistilError, "tau must be 'auto' or a positive number"),
@@ -122,10 +162,12 @@ def test_the_same_call_reuses_another_is_refused(result: DistilResult,
     (dict(teacher_weights=[1]), DistilError, 'each of the 2 teachers'),
     (dict(combine='votes'), DistilError, "'probabilities' or 'logits'"),
     (dict(teacher=[]), DistilError, 'teacher must be'),
+    (dict(student=Path('resnet8')), DistilError, 'student must be'),
     (dict(size=3), DistilError, 'size must be'),
     (dict(teacher='resnet34x', teacher_weights=None), NetworkError,
      'resnet34'),
-    (dict(student='timm:resnet18'), NetworkError, 'timm:resnet18'),
+    (dict(student='timm:resnet18'), NetworkError,
+     'timm:resnet18: a student must be .*, such as mobilenet-v3-small'),
     (dict(data='nowhere'), PictureFolderError, 'nowhere'),
     (dict(work_dir='pictures/out'), DistilError, 'among the pictures'),
 ])

@@ -174,6 +174,9 @@ def test_rates_end_with_the_training(pictures: int, epochs: int,
     last = pictures % loader.batch_size
     # Of the last batch, less than half of one is left out.
     assert loader.drop_last == (last < 4 and pictures >= 8)
+    pairs = student_config(dataclasses.replace(short, batch_size=2))
+    # One picture is nothing for BatchNorm.
+    assert pairs.train_dataloader.drop_last == (pictures > 1)
     steps = sum(1 for _ in torch.utils.data.DataLoader(
         range(pictures), loader.batch_size, drop_last=loader.drop_last))
     assert total == epochs * steps
@@ -206,7 +209,7 @@ def rates_of(cfg: Config, total: int) -> list[float]:
     return rates
 
 
-def test_optimizers_and_precision_fit_the_network() -> None:
+def test_optimizers_and_precision_fit_the_network(recipe: Recipe) -> None:
     pixels = ((120., ) * 3, (60., ) * 3)
     for name, size, expected in (('resnet18', 32, (False, True)),
                                  ('vgg11', 224, (True, False)),
@@ -220,6 +223,10 @@ def test_optimizers_and_precision_fit_the_network() -> None:
         assert adam['optimizer']['lr'] == pytest.approx(
             5e-5 * more**0.5, rel=1e-2)
         assert adam['paramwise_cfg']['norm_decay_mult'] == 0
+    # Its init_cfg names no weights, but how to draw them.
+    deit = dataclasses.replace(
+        recipe, student='deit-tiny', size=224, batch_size=64)
+    assert student_config(deit).optim_wrapper.optimizer.lr == 5e-4
     half = schedule(False, 'scratch', 1, 9, 64, 'float16')['optim_wrapper']
     assert half['type'] == 'AmpOptimWrapper'
     assert half['loss_scale'] == 'dynamic'

@@ -129,6 +129,24 @@ def test_other_settings_never_go_on_in_a_folder(tmp_path: Path) -> None:
         run_trainings([run])
 
 
+def test_a_mistake_and_a_new_place_are_forgiven(tmp_path: Path) -> None:
+    here, there = tmp_path / 'here', tmp_path / 'there'
+
+    def run(base: Path, backbone: str) -> Training:
+        made = tiny(base / 'run', **{
+            'model.architecture.backbone.type': backbone, 'note': f'{base}/x'})
+        return Training(made.cfg, made.work_dir, base)
+
+    right = run(here, 'ResNet').cfg.model.architecture.backbone.type
+    with pytest.raises(KeyError, match='ResNot'):
+        run_trainings([run(here, 'ResNot')])
+    run_trainings([run(here, right)])
+    here.rename(there)
+    kept = run(there, right).checkpoint.stat().st_mtime_ns
+    run_trainings([run(there, right)])
+    assert run(there, right).checkpoint.stat().st_mtime_ns == kept
+
+
 def test_what_cannot_begin_is_said_before_anything_runs(
         tmp_path: Path) -> None:
     bad = tiny(tmp_path / 'bad', **{'model.teacher_ckpt': 'gone.pth'})

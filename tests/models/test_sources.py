@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmpretrain.structures import DataSample
 from torch import nn
@@ -17,7 +18,6 @@ from wsld_plugin.models import (
     build_network,
     classifier,
     find_network,
-    logits_source,
 )
 from wsld_plugin.models.building import last_layers
 from wsld_plugin.models.sources import zoo_name
@@ -112,7 +112,6 @@ def test_networks_of_all_libraries(spec: str, size: int,
                                    tmp_path: Path) -> None:
     source = find_network(spec)
     assert source.weights is source.classes is None
-    assert source.size in (None, size)
     network = build_network(source.network, 3)
     assert outputs(network, size).shape == (2, 3) and not network.is_init
     assert {len(one.weight) for one in last_layers(network).values()} == {3}
@@ -126,6 +125,8 @@ def test_networks_of_all_libraries(spec: str, size: int,
                                   str(tmp_path / 'own.pth'))
                     for count in (3, 4))
     assert again.is_init and not tuned.is_init
+    # As a Runner does before it trains: what was loaded stays.
+    tuned.init_weights()
     assert torch.equal(outputs(again, size), outputs(network, size))
     assert outputs(tuned, size).shape == (2, 4)
     for key, value in tuned.state_dict().items():
@@ -147,8 +148,8 @@ def test_another_networks_file_is_refused(tmp_path: Path) -> None:
 def test_hugging_face_folder(hf_folder: Path) -> None:
     from safetensors.torch import load_file
     source = find_network(f'hf:{hf_folder}')
-    assert source == (f'hf:{hf_folder}', 'pretrained', ('cat', 'dog', 'owl'),
-                      40, (127.5, 102, 76.5), (51, 51, 25.5))
+    assert source[1:6] == ('pretrained', ('cat', 'dog', 'owl'), 40,
+                           (127.5, 102, 76.5), (51, 51, 25.5))
     file = hf_folder / 'model.safetensors'
     for weights in ('pretrained', str(file)):
         for count in (3, 7):
@@ -171,11 +172,10 @@ def test_own_code_says_its_preprocessing(own: Path) -> None:
         'counted.preprocessing = dict(size=8, mean=[1, 2, 3], std=[4, 5, 6])\n'
         'counted.classes = ["a", "b"]\n'
         'preprocessing = dict(size=9)\n')
-    assert find_network('python:own.counted') == (
-        'python:own.counted', 'pretrained', ('a', 'b'), 8, (1, 2, 3),
-        (4, 5, 6))
-    assert find_network('python:own.plain') == (
-        'python:own.plain', 'pretrained', None, 9, *IMAGENET)
+    assert find_network('python:own.counted')[1:6] == (
+        'pretrained', ('a', 'b'), 8, (1, 2, 3), (4, 5, 6))
+    assert find_network('python:own.plain')[1:6] == (
+        'pretrained', None, 9, *IMAGENET)
     for name, count, known in (('counted', 2, True), ('plain', 6, True),
                                ('plain', 4, False)):
         network = build_network(f'python:own.{name}', count, 'pretrained')
@@ -194,7 +194,43 @@ def test_bgr_networks_get_bgr() -> None:
     # CIFAR's pictures are RGB though nobody turned them.
     cifar = find_network('resnet18_8xb16_cifar10@none')
     assert cifar.network['data_preprocessor']['to_rgb']
-    assert cifar.mean == (125.307, 122.961, 113.8575)
+    assert cifar.mean == (125.307, 122.961, 113.8575) and cifar.size == 32
+    # Whose crop is a kind of its own.
+    assert find_network('efficientnet-b1@none').size == 240
+
+
+@pytest.mark.parametrize('said, rgb, mean', [
+    # What mmpretrain does if nothing is said, and old pipelines' own step.
+    (dict(mean=[1, 2, 3], std=[4, 5, 6]), False, (3, 2, 1)),
+    (dict(mean=[1, 2, 3], std=[4, 5, 6], to_rgb=True), True, (1, 2, 3)),
+    ({}, False, (0, 0, 0)),
+    (dict(type='Normalize', mean=[1, 2, 3], std=[4, 5, 6]), True, (1, 2, 3))])
+def test_a_config_says_what_pixels_it_takes(
+        said: dict[str, Any], rgb: bool, mean: tuple[float, ...], own: Path,
+        tmp_path: Path) -> None:
+    (own / 'own.py').touch()
+    model = dict(classifier('wrn-16-2', 2, *IMAGENET), data_preprocessor=said)
+    steps = [dict(type='CenterCrop', crop_size=40)]
+    if 'type' in said:
+        steps.append(model.pop('data_preprocessor'))
+    Config(dict(
+        model=model, custom_imports=dict(imports='own'), test_dataloader=dict(
+            dataset=dict(pipeline=steps)))).dump(tmp_path / 'net.py')
+    source = find_network(f'{tmp_path}/net.py@{tmp_path}/net.py')
+    assert source.network['data_preprocessor']['to_rgb'] == rgb
+    assert source.mean == mean and source.size == 40
+    assert source.imports == ('own', )
+
+
+def test_heads_that_distil_are_tuned() -> None:
+    source = find_network('levit-128s@none')
+    network = build_network(source.network, 3).train()
+    seen: list[torch.Tensor] = []
+    for layer in last_layers(network, 3).values():
+        layer.register_forward_hook(lambda *args: seen.append(args[2]))
+    logits = network(torch.rand(2, 3, 224, 224))
+    assert torch.equal(logits, (seen[0] + seen[1]) / 2)
+    assert network.network.head.head.bn.training
 
 
 @pytest.mark.parametrize('name', [
@@ -202,15 +238,13 @@ def test_bgr_networks_get_bgr() -> None:
     'efficientnet-b0', 'regnetx-400mf', 'deit-tiny', 'swin-tiny',
     'mobileone-s0', 'edgenext-xxsmall', 'levit-128s', 'efficientformer-l1',
     'wrn-16-2', 'mobilevit-xxsmall', 'repvgg-a0', 'vig-tiny'])
-def test_students_logits_are_where_it_says(
+def test_students_losses_get_logits_and_labels(
         name: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.ERROR)
     config = classifier(name, 3, *IMAGENET)
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         model = MODELS.build(config)
     seen: dict[str, Any] = {}
-    model.get_submodule(logits_source(config)).register_forward_hook(
-        lambda _, inputs, output: seen.update(logits=output))
     model.head.loss_module.register_forward_hook(
         lambda _, inputs, output: seen.update(scores=inputs[0],
                                               labels=inputs[1]))
@@ -222,10 +256,9 @@ def test_students_logits_are_where_it_says(
         data_samples=[DataSample().set_gt_label(i % 3) for i in range(4)]),
         training=True)
     losses = model(**data, mode='loss')
-    assert torch.equal(seen['logits'], seen['scores'])
     assert seen['labels'].tolist() == [0, 1, 2, 0]
     assert torch.allclose(losses['loss'], nn.functional.cross_entropy(
-        seen['logits'], seen['labels']))
+        seen['scores'], seen['labels']))
 
 
 @pytest.mark.parametrize('name', ['conformer-tiny', 'timm:resnet10t'])
@@ -240,7 +273,7 @@ def test_a_run_names_its_network(tmp_path: Path) -> None:
         model = MODELS.build(config)
     test = dict(dataset=dict(type='CustomDataset', pipeline=[
         dict(type='CenterCrop', crop_size=32)]))
-    file = tmp_path / 'student_x.pth'
+    file = tmp_path / 'x_20260101-01234567.pth'
     torch.save(student_checkpoint(dict(
         state_dict=model.state_dict(), meta=dict(
             dataset_meta=dict(classes=['cat', 'dog']),
@@ -248,11 +281,13 @@ def test_a_run_names_its_network(tmp_path: Path) -> None:
         'x.pth'), file)
     for spec in (str(file), str(tmp_path)):
         source = find_network(spec)
-        assert source[1:] == (str(file), ('cat', 'dog'), 32, (1, 2, 3),
-                              (4, 5, 6))
+        assert source[1:6] == (str(file), ('cat', 'dog'), 32, (1, 2, 3),
+                               (4, 5, 6))
         network = build_network(source.network, 2, source.weights)
         assert network.is_init
         assert torch.equal(outputs(network, 32), outputs(model, 32))
+    assert 'frozen_stages' not in classifier('vit-small', 2, *IMAGENET)[
+        'backbone']
     again = classifier(f'{file}@pretrained', 2, (1, 2, 3), (4, 5, 6))
     assert again['init_cfg'] == dict(type='Pretrained', checkpoint=str(file))
     assert 'init_cfg' not in classifier(str(file), 2, *IMAGENET)

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from wsld_plugin import command_line
+
 TOOLS = Path(__file__).parents[2] / 'tools'
 
 
@@ -49,6 +51,15 @@ def test_two_processes_make_one_result(tmp_path: Path) -> None:
     done = subprocess.run([*map(str, command)], capture_output=True, text=True)
     assert done.returncode != 0
     assert 'epochs must be an integer of at least 1, got 0' in done.stderr
+
+
+@pytest.mark.skipif(not Path('/dev/full').exists(), reason='Linux has it')
+def test_a_full_disk_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    # As the log of a training, whose name is not in the error.
+    with pytest.raises(SystemExit), command_line.one_line_errors(), open(
+            '/dev/full', 'w') as log:
+        log.write('Epoch 1')
+    assert 'No space left on device' in capsys.readouterr().err
 
 
 def test_mistakes_are_one_line(refusal: Callable[..., str],

@@ -229,8 +229,14 @@ def _write(student: nn.Module, images: Tensor, path: Path,
 def _read(path: Path) -> Callable[[Tensor], Tensor]:
     import onnx
     import onnxruntime
-    onnx.checker.check_model(str(path))
-    session = onnxruntime.InferenceSession(
-        str(path), providers=['CPUExecutionProvider'])
+    from onnxruntime.capi import onnxruntime_pybind11_state as errors
+    try:
+        onnx.checker.check_model(str(path))
+        session = onnxruntime.InferenceSession(
+            str(path), providers=['CPUExecutionProvider'])
+    except (onnx.checker.ValidationError, errors.Fail, errors.InvalidGraph,
+            errors.NotImplemented) as error:
+        raise OnnxError(f'{path.name} was not kept: '
+                        f'{" ".join(str(error).split())}') from error
     return lambda images: torch.from_numpy(
         session.run(['logits'], dict(images=images.numpy()))[0])

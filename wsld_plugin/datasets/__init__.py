@@ -4,7 +4,6 @@ from .folder import (
     PictureFolder,
     PictureFolderError,
     read_folder,
-    read_lists,
     write_lists,
 )
 from .resampled import resampled_dataset, resampled_indices
@@ -17,7 +16,6 @@ __all__ = [
     'SeededViews',
     'ViewSampler',
     'read_folder',
-    'read_lists',
     'resampled_dataset',
     'resampled_indices',
     'write_digits',

@@ -11,7 +11,7 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -120,49 +120,19 @@ def write_lists(folder: PictureFolder, out: Path) -> None:
     """Keep what was found, as files for people and for mmpretrain.
 
     ``train.txt``, ``val.txt`` and ``test.txt`` are what ``CustomDataset``
-    takes as ``ann_file`` with ``data_prefix=folder.root``; ``left_out.csv``
-    and ``folder.json``, which is written last, have the rest.
+    takes as ``ann_file`` with ``data_prefix=folder.root``;
+    ``left_out.csv`` has the rest.
 
     Args:
         folder: As :func:`read_folder` returns it.
         out: Folder for the files, made if it is missing.
     """
-    rest = asdict(folder)
-    for split, pictures in rest.pop('splits').items():
+    for split, pictures in folder.splits.items():
         text = ''.join(f'{path} {label}\n' for path, label in pictures)
         write_atomically(out / f'{split}.txt', text.encode())
     table = io.StringIO(newline='')
-    csv.writer(table).writerows([('path', 'reason'), *rest.pop('left_out')])
+    csv.writer(table).writerows([('path', 'reason'), *folder.left_out])
     write_atomically(out / 'left_out.csv', table.getvalue().encode())
-    rest['root'] = str(folder.root)
-    write_atomically(out / 'folder.json', json.dumps(rest, indent=1).encode())
-
-
-def read_lists(out: Path) -> PictureFolder:
-    """Read what :func:`write_lists` wrote.
-
-    Raises:
-        PictureFolderError: If a file is missing or none of its.
-    """
-    try:
-        rest = json.loads((out / 'folder.json').read_bytes())
-        table = io.StringIO((out / 'left_out.csv').read_bytes().decode(),
-                            newline='')
-        _, *left_out = csv.reader(table)
-        splits = {}
-        for split in SPLITS:
-            lines = (out / f'{split}.txt').read_bytes().decode().split('\n')
-            pairs = (line.rsplit(' ', 1) for line in lines[:-1])
-            splits[split] = [(path, int(label)) for path, label in pairs]
-        for name in ('classes', 'mean', 'std'):
-            rest[name] = tuple(rest[name])
-        rest['root'] = Path(rest['root'])
-        return PictureFolder(
-            splits=splits, left_out=[(path, why) for path, why in left_out],
-            **rest)
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise PictureFolderError(
-            f'{out} has no lists of a folder of pictures: {error}') from error
 
 
 def _refuse_one_name(names: Collection[str]) -> None:

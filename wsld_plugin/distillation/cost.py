@@ -1,17 +1,14 @@
 """What a network costs: its size, and the arithmetic and time of a picture."""
 from __future__ import annotations
 
-import statistics
-import time
 from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.benchmark import Timer
 
-_WARM_UP = 3
-# Timed runs: these bounds, and between them what fits into the seconds.
-_FEWEST, _MOST, _SECONDS = 10, 200, 2.0
+_SECONDS = 2.0
 
 
 class Cost(NamedTuple):
@@ -36,37 +33,23 @@ class Cost(NamedTuple):
 
 
 def measure_cost(network: nn.Module, inputs: Tensor) -> Cost:
-    """Measure a network in evaluation mode, with the threads as they are.
-
-    The network's modes and the global random state stay as they were.
+    """Measure a network, with the threads as they are.
 
     Args:
-        network: Takes pictures as its only input.
-        inputs: ``(N, 3, H, W)`` on the network's device; the first is used.
-
-    Raises:
-        ValueError: If there is no picture.
+        network: In evaluation mode; takes pictures as its only input.
+        inputs: One picture ``(1, 3, H, W)`` on the network's device.
     """
-    if not len(inputs):
-        raise ValueError('inputs must hold at least one picture, got '
-                         f'{tuple(inputs.shape)}')
-    inputs = inputs[:1]
-    tensors = [*network.parameters(), *network.buffers()]
-    modes = {module: module.training for module in network.modules()}
-    try:
-        network.eval()
-        with torch.no_grad(), torch.random.fork_rng(
-                [inputs.device] if inputs.is_cuda else []):
-            multiply_adds = _multiply_adds(network, inputs)
-            times = _milliseconds(network, inputs)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-    lower, median, upper = statistics.quantiles(times, n=4)
     threads = torch.get_num_threads()
+    tensors = [*network.parameters(), *network.buffers()]
+    with torch.no_grad():
+        multiply_adds = _multiply_adds(network, inputs)
+        times = Timer(
+            'network(inputs)',
+            globals=dict(network=network, inputs=inputs),
+            num_threads=threads).blocked_autorange(min_run_time=_SECONDS)
     return Cost(
         sum(one.numel() for one in network.parameters()), multiply_adds,
-        median, upper - lower,
+        1e3 * times.median, 1e3 * times.iqr,
         sum(one.numel() * one.element_size() for one in tensors) / 1e6,
         torch.cuda.get_device_name(inputs.device) if inputs.is_cuda else
         f'CPU, {threads} thread{"s" * (threads > 1)}')
@@ -88,22 +71,3 @@ def _multiply_adds(network: nn.Module, inputs: Tensor) -> int | None:
     finally:
         torch.backends.mha.set_fastpath_enabled(whole)
     return counter.get_total_flops() // 2
-
-
-def _milliseconds(network: nn.Module, inputs: Tensor) -> list[float]:
-    def finish() -> None:
-        if inputs.is_cuda:
-            torch.cuda.synchronize(inputs.device)
-
-    for _ in range(_WARM_UP):
-        network(inputs)
-    finish()
-    times: list[float] = []
-    began = time.perf_counter()
-    while len(times) < _FEWEST or (
-            len(times) < _MOST and time.perf_counter() - began < _SECONDS):
-        start = time.perf_counter()
-        network(inputs)
-        finish()
-        times.append(1e3 * (time.perf_counter() - start))
-    return times

@@ -84,7 +84,10 @@ def default_batch_size(folder: PictureFolder, processes: int = 1) -> int:
 
 def default_workers(processes: int = 1) -> int:
     """A core each, from 2 to 8."""
-    return min(max(len(os.sched_getaffinity(0)) // processes, 2), 8)
+    # Which macOS lacks.
+    allowed = getattr(os, 'sched_getaffinity', None)
+    cores = len(allowed(0)) if allowed else os.cpu_count() or 1
+    return min(max(cores // processes, 2), 8)
 
 
 def caching_pays(recipe: Recipe, epochs: int, place: Path) -> bool:
@@ -168,12 +171,14 @@ def teacher_model(recipe: Recipe,
 
 def _member(recipe: Recipe, source: Source,
             inputs: Mapping[str, Any]) -> dict[str, Any]:
-    member = dict(
+    member: dict[str, Any] = dict(
         network=source.network,
         num_classes=len(recipe.folder.classes),
         size=source.size,
         mean=source.mean and list(source.mean),
         std=source.std and list(source.std))
+    if source.imports:
+        member['imports'] = list(source.imports)
     if source.weights is not None:
         return member
     # Trained here, on the student's pictures if it takes them.
@@ -256,7 +261,9 @@ def _student(recipe: Recipe) -> tuple[dict[str, Any], str]:
     folder = recipe.folder
     model = classifier(recipe.student, len(folder.classes), folder.mean,
                        folder.std)
-    return model, 'all' if model.get('init_cfg') else 'scratch'
+    # Some say by init_cfg how random weights are drawn.
+    starts = find_network(recipe.student, 'student').weights is None
+    return model, 'scratch' if starts else 'all'
 
 
 def _config(recipe: Recipe,
@@ -269,11 +276,13 @@ def _config(recipe: Recipe,
     each = -(-len(recipe.folder.splits['train']) // recipe.processes)
     steps, rest = divmod(each, recipe.batch_size)
     # A few pictures say little, and BatchNorm learns nothing of one.
-    drop = steps > 0 and 2 * rest < recipe.batch_size
+    drop = steps > 0 and rest < max(2, recipe.batch_size / 2)
     traits = network_traits(network, recipe.size)
     settings = schedule(traits.adam, phase, epochs, steps + (not drop),
                         recipe.batch_size * recipe.processes, recipe.dtype)
     cfg = Config.fromfile(_BASES / f'{base}.py')
+    cfg.custom_imports.imports += find_network(recipe.student,
+                                               'student').imports
     cfg.merge_from_dict(
         dict(
             model=model,

@@ -35,18 +35,19 @@ found = classify({picture!r})[0]
 print(found['pred_class'], found['pred_score'])
 '''
 _ONNX = '''\
+import cv2
 import numpy as np
 import onnxruntime
-from PIL import Image, ImageOps
+from PIL import Image
 
 classes = {classes!r}
-picture = ImageOps.exif_transpose(Image.open({picture!r})).convert('RGB')
+picture = Image.fromarray(cv2.imread({picture!r}))  # blue first
 short = min(picture.size)
 picture = picture.resize(
     [{edge} * side // short for side in picture.size], Image.BILINEAR)
 left, top = [round((side - {size}) / 2) for side in picture.size]
 picture = picture.crop((left, top, left + {size}, top + {size}))
-pixels = np.asarray(picture)[None, :, :, ::-1].transpose(0, 3, 1, 2)
+pixels = np.asarray(picture)[None].transpose(0, 3, 1, 2)
 session = onnxruntime.InferenceSession({onnx!r})
 logits = session.run(None, {{'images': pixels}})[0][0]
 chances = np.exp(logits - logits.max())

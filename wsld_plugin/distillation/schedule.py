@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..models import NetworkError
+from ..models.building import without_weights
 
 # Learning rates for batches of 64: of a network with random weights, of one
 # with trained weights, and of a new last layer on features that stay.
@@ -45,15 +46,16 @@ def network_traits(model: Mapping[str, Any], size: int) -> Traits:
     Raises:
         NetworkError: If it takes no pictures of this size.
     """
-    return _traits(json.dumps(_untrained(model), sort_keys=True), size)
+    return _traits(json.dumps(without_weights(model), sort_keys=True), size)
 
 
 @lru_cache(maxsize=64)
 def _traits(model: str, size: int) -> Traits:
     pictures = torch.zeros(2, 3, size, size)
     with torch.random.fork_rng([]), torch.no_grad():
-        network = MODELS.build(dict(json.loads(model), _scope_='mmpretrain'))
         try:
+            network = MODELS.build(
+                dict(json.loads(model), _scope_='mmpretrain'))
             network.eval()(pictures, mode='tensor')
         except (AssertionError, IndexError, RuntimeError, TypeError,
                 ValueError) as error:
@@ -74,18 +76,6 @@ def _traits(model: str, size: int) -> Traits:
                 raise
             layout = None
     return Traits(norms != {_BatchNorm}, layout is not None)
-
-
-def _untrained(model: Any) -> Any:
-    """A config without the weights that it would load."""
-    if isinstance(model, Mapping):
-        return {
-            key: _untrained(value)
-            for key, value in model.items()
-            if key not in ('weights', 'init_cfg', 'pretrained')
-        }
-    return [*map(_untrained, model)] if isinstance(
-        model, (list, tuple)) else model
 
 
 def schedule(adam: bool, phase: str, epochs: int, steps: int, batch: int,

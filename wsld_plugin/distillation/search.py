@@ -1,10 +1,10 @@
 """Choose tau and alpha by a few short trainings, judged on val."""
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from ..analysis import read_history
@@ -57,37 +57,26 @@ def choose(train: Callable[[float, float], Training], tau: float | str,
         alpha: Likewise.
         seed: Of the sequence.
     """
-    study = _study(seed)
+    values: dict[str, Any] = dict(tau=tau, alpha=alpha)
+    free = [name for name in values if values[name] == 'auto']
     rows = []
-    for number in range(TRIALS):
-        values: dict[str, Any] = dict(tau=tau, alpha=alpha)
-        free = [name for name in values if values[name] == 'auto']
-        if not number:
-            study.enqueue_trial({name: _MIDDLE[name] for name in free})
-        trial = study.ask()
-        for name in free:
+    for point in [None, *_points(len(free), seed)]:
+        for number, name in enumerate(free):
             low, high = _RANGES[name]
-            found = trial.suggest_float(name, low, high, log=True)
-            values[name] = float(f'{found:.2g}')
+            values[name] = _MIDDLE[name] if point is None else float(
+                f'{low * (high / low)**point[number]:.2g}')
         accuracy = on_first(_accuracy, train(**values))  # type: ignore[call-arg]
-        study.tell(trial, accuracy)
         rows.append(dict(values, accuracy=accuracy))
     trials = pd.DataFrame(rows)
     best = trials.loc[trials.accuracy.idxmax()]
     return Choice(float(best.tau), float(best.alpha), trials)
 
 
-def _study(seed: int) -> Any:
-    """The same in all processes."""
-    import optuna
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with warnings.catch_warnings():
-        # That the sampler is an experimental part of optuna.
-        warnings.simplefilter('ignore')
-        sampler = optuna.samplers.QMCSampler(  # type: ignore[call-arg]
-            qmc_type='halton', scramble=True, seed=seed,
-            warn_independent_sampling=False)
-        return optuna.create_study(direction='maximize', sampler=sampler)
+def _points(dimensions: int, seed: int) -> Any:
+    """All but the first trial, in [0, 1); the same in all processes."""
+    from scipy.stats import qmc
+    generator = np.random.default_rng(seed)
+    return qmc.Halton(dimensions, seed=generator).random(TRIALS - 1)
 
 
 def _accuracy(run: Training) -> float:

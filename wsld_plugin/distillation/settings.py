@@ -4,7 +4,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +47,8 @@ def check(asked: Mapping[str, Any]) -> dict[str, Any]:
           for name, least in _AT_LEAST.items()),
         *((name, asked[name] == 'auto' or _is_positive(asked[name]),
            "'auto' or a positive number") for name in ('tau', 'alpha')),
+        ('student', isinstance(asked['student'], str) and asked['student'],
+         'the name of a network'),
         ('teacher', teachers and all(isinstance(one, str) and one
                                      for one in teachers),
          'the name of a network, or several'),
@@ -60,11 +61,6 @@ def check(asked: Mapping[str, Any]) -> dict[str, Any]:
         if not right:
             raise DistilError(
                 f'{name} must be {expected}, got {asked[name]!r}')
-    if searches(asked) and not find_spec('optuna'):
-        raise DistilError(
-            "tau='auto' and alpha='auto' need optuna: pip install optuna, or "
-            'this package with its extra "distil", or give numbers, such as '
-            'tau=4 and alpha=1')
     return dict(
         asked, teacher=teachers, teacher_weights=weights and [*weights])
 
@@ -83,14 +79,13 @@ def settle(asked: Mapping[str, Any], folder: PictureFolder, processes: int,
     Raises:
         DistilError: If it is the folder of another call.
     """
-    defaults = dict(
-        teacher_epochs=asked['epochs'],
-        size=default_size(folder, asked['student']),
-        batch_size=default_batch_size(folder, processes))
-    settled: dict[str, Any] = {
-        name: defaults.get(name) if value is None else value
-        for name, value in asked.items()
-    }
+    settled = dict(asked)
+    for name, function, *given in (
+            ('teacher_epochs', int, asked['epochs']),
+            ('size', default_size, folder, asked['student']),
+            ('batch_size', default_batch_size, folder, processes)):
+        if settled[name] is None:
+            settled[name] = function(*given)
     settled.update(
         data=str(folder.root.absolute()),
         pictures=folder.digest,
@@ -102,7 +97,8 @@ def settle(asked: Mapping[str, Any], folder: PictureFolder, processes: int,
     settled['cached'] = caching_pays(
         make_recipe(folder, settled, out), epochs, out)
     path = out / 'call.json'
-    if path.exists():
+    # With nothing learnt in it, a call may have been a mistake.
+    if path.exists() and any(out.rglob('*.pth')):
         kept = json.loads(path.read_text())
         for name, value in settled.items():
             if name not in _OF_THE_MACHINE and kept.get(name) != value:

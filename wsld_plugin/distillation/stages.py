@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import io
 import re
-import time
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 from mmengine import dist
-from mmengine.config import Config
 from mmengine.registry import MODELS
 
 from ..caching import build_cache
 from ..checkpoints import read_checkpoint, write_atomically
 from ..datasets import PictureFolder, write_lists
-from ..models import NetworkError, Source, find_network
+from ..models import NetworkError, Source, build_network, find_network
+from ..models.building import last_layers
 from .processes import on_first
 from .recipe import (
     Recipe,
@@ -28,7 +28,7 @@ from .recipe import (
 )
 from .results import write_findings
 from .search import TRIALS, Choice, choose, trial_epochs
-from .settings import DistilError, make_recipe, searches
+from .settings import make_recipe, searches
 from .trainings import Training, run_trainings
 
 _SEARCH, _ALONE, _DISTILLED = 'search', 'student alone', 'student distilled'
@@ -77,15 +77,18 @@ def run_stages(folder: PictureFolder, settled: dict[str, Any], out: Path,
         launcher: Of the processes, all of which call this.
 
     Raises:
-        DistilError: If the student does not take pictures of this size.
         NetworkError, TrainingError, OSError: As the parts do.
     """
     recipe = make_recipe(folder, settled, out, launcher)
     on_first(write_lists, folder, recipe.lists)
+    # Which tries the student at its size, before anything is kept.
+    on_first(student_config, recipe)
     sources = [
-        on_first(find_network, spec, 'teacher') for spec in settled['teacher']
+        on_first(_teacher_source, spec, folder)
+        for spec in settled['teacher']
     ]
-    alone = on_first(_student_config, recipe)
+    recipe = replace(
+        recipe, student=on_first(_student, recipe, out / 'start.pth'))
     progress = Progress(_plan(settled, sources, folder))
     file = out / 'teacher.pth'
     on_first(
@@ -99,14 +102,13 @@ def run_stages(folder: PictureFolder, settled: dict[str, Any], out: Path,
     if settled['cached']:
         distillation = partial(distillation, cache=out / 'teacher_cache')
         progress.say("Computing the teacher's answers, once for all epochs")
-        began = time.monotonic()
         build_cache(distillation(1.0, 1.0))
-        progress.times["teacher's answers"] = time.monotonic() - began
 
     def trial(tau: float, alpha: float) -> Training:
         cfg = distillation(tau, alpha, trial_epochs(recipe.epochs))
         return progress.train(
-            _SEARCH, Training(cfg, out / 'trials' / f'tau{tau}_alpha{alpha}'))
+            _SEARCH,
+            Training(cfg, out / 'trials' / f'tau{tau}_alpha{alpha}', out))
 
     chosen = Choice(settled['tau'], settled['alpha'], None)
     if searches(settled):
@@ -114,11 +116,11 @@ def run_stages(folder: PictureFolder, settled: dict[str, Any], out: Path,
         progress.say(f'Chosen: tau {chosen.tau:g}, alpha {chosen.alpha:g}')
     runs = {}
     if settled['baseline']:
-        runs[_ALONE] = progress.train(_ALONE,
-                                      Training(alone, out / 'baseline'))
+        runs[_ALONE] = progress.train(
+            _ALONE, Training(student_config(recipe), out / 'baseline', out))
     runs[_DISTILLED] = progress.train(
         _DISTILLED,
-        Training(distillation(*chosen[:2]), out / 'student'))
+        Training(distillation(*chosen[:2]), out / 'student', out))
     progress.say('Writing the student and the report')
     on_first(write_findings, recipe, settled, chosen, runs, progress.times,
              out)
@@ -154,7 +156,7 @@ def _teach(recipe: Recipe, number: int, source: Source, out: Path,
     for phase in _phases(source, recipe.folder):
         run = Training(
             teacher_config(recipe, source, phase, start),
-            out / 'teachers' / f'{number + 1}_{phase}')
+            out / 'teachers' / f'{number + 1}_{phase}', out)
         start = progress.train(_teacher(number), run).checkpoint
     return start
 
@@ -180,19 +182,46 @@ def _join(recipe: Recipe, sources: list[Source],
             re.sub(r'(?<=^backbone\.networks\.)0', str(number), key): value
             for key, value in weights.items()
         })
+    _write(file, joint, recipe)
+
+
+def _student(recipe: Recipe, file: Path) -> str:
+    """The student's spec, with weights in a file that fits its config."""
+    source = find_network(recipe.student, 'student')
+    if source.weights is None:
+        return recipe.student
+    if not file.exists():
+        classes = len(recipe.folder.classes)
+        network = build_network(source.network, classes, source.weights)
+        weights = network.network.state_dict()
+        if not network.is_init:
+            # It starts as it would without a file, by the seed.
+            for name in last_layers(network.network, classes):
+                for key in ('weight', 'bias'):
+                    weights.pop(f'{name}.{key}', None)
+        _write(file, weights, recipe)
+    return f'{recipe.student.rpartition("@")[0]}@{file.absolute()}'
+
+
+def _teacher_source(spec: str, folder: PictureFolder) -> Source:
+    """What a teacher's name means, if its weights fit and can be tuned."""
+    source, classes = find_network(spec), len(folder.classes)
+    if source.weights is None:
+        return source
+    network = build_network(source.network, classes, source.weights)
+    if not network.is_init:
+        # Its last layer is new, whatever the classes are called.
+        source = source._replace(classes=None)
+    if _phases(source, folder):
+        try:
+            last_layers(network, classes)
+        except NetworkError as error:
+            raise NetworkError(f'{spec} cannot be tuned: {error}') from error
+    return source
+
+
+def _write(file: Path, weights: dict[str, Any], recipe: Recipe) -> None:
     buffer = io.BytesIO()
-    torch.save(
-        dict(state_dict=joint, meta=dict(classes=recipe.folder.classes)),
-        buffer)
+    meta = dict(classes=recipe.folder.classes)
+    torch.save(dict(state_dict=weights, meta=meta), buffer)
     write_atomically(file, buffer.getvalue())
-
-
-def _student_config(recipe: Recipe) -> Config:
-    """Which tries the student at its size, before any training."""
-    try:
-        return student_config(recipe)
-    except NetworkError:
-        raise
-    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-        raise DistilError(f'student={recipe.student!r} does not take pictures '
-                          f'of size={recipe.size}: {error}') from error

@@ -42,10 +42,13 @@ class Training:
         cfg: All of its settings. Its checkpoint hook must write
             ``epoch_N.pth`` of the last epoch, in the work dir.
         work_dir: Folder for checkpoints and logs, the training's own.
+        base: A folder that may be moved with the work dir, and that paths of
+            the settings may lie in.
     """
 
     cfg: Config
     work_dir: Path
+    base: Path | None = None
 
     @property
     def epochs(self) -> int:
@@ -126,7 +129,6 @@ class _Watch(Hook):
 
     def __init__(self, bar: Progress, task: Any) -> None:
         self.bar, self.task, self.began = bar, task, time.monotonic()
-        self.validated: int | None = None
         self.found = ''
 
     @property
@@ -144,7 +146,6 @@ class _Watch(Hook):
 
     def after_val_epoch(self, runner: Runner,
                         metrics: dict[str, float] | None = None) -> None:
-        self.validated = runner.epoch
         if metrics and 'accuracy/top1' in metrics:
             self.found = f'val {metrics["accuracy/top1"]:.1f}%, '
 
@@ -173,9 +174,6 @@ def _train(training: Training, latest: str | None, watch: _Watch) -> None:
         runner.register_hook(watch, priority='HIGHEST')
         try:
             runner.train()
-            # mmengine saves first, and validates no epoch that it resumes.
-            if runner.val_loop and watch.validated != runner.epoch:
-                runner.val_loop.run()
         finally:
             for handler in runner.logger.handlers:
                 handler.close()
@@ -199,21 +197,24 @@ def _settings(training: Training) -> str:
         # Its content counts, wherever it lies.
         digest = hashlib.sha256(Path(teacher).read_bytes())
         settings['model']['teacher_ckpt'] = f'sha256 {digest.hexdigest()}'
-    return json.dumps(
+    text = json.dumps(
         dict(wsld_plugin=__version__, **settings), indent=1, default=str)
+    base = training.base
+    return text.replace(json.dumps(str(base.absolute()))[1:-1],
+                        '.') if base else text
 
 
 def _finished(training: Training, settings: str) -> bool:
     """Whether nothing is left to do; refuses the folder of another."""
     folder = training.work_dir
-    if (folder / 'settings.json').exists():
-        lines = (folder / 'settings.json').read_text().splitlines()
-    elif any(folder.glob('*.pth')):
+    if not any(folder.glob('*.pth')):
+        # What began there, maybe with a mistake, is no loss.
+        return False
+    if not (folder / 'settings.json').exists():
         raise TrainingError(
             f'{folder} holds a training that another program began: remove '
             'it, or choose another folder')
-    else:
-        return False
+    lines = (folder / 'settings.json').read_text().splitlines()
     for there, here in zip_longest(lines, settings.splitlines()):
         if there != here:
             raise TrainingError(

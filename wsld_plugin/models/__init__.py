@@ -5,11 +5,10 @@ from .sources import (
     build_network,
     classifier,
     find_network,
-    logits_source,
 )
 from .teacher import Teacher
 
 __all__ = [
     'NetworkError', 'Source', 'Teacher', 'build_network', 'classifier',
-    'find_network', 'logits_source'
+    'find_network'
 ]

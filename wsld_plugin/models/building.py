@@ -1,17 +1,14 @@
 """Classifiers of any library as modules from pictures to logits."""
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from difflib import get_close_matches
 from importlib import import_module
 from inspect import signature
+from pathlib import Path
 from typing import Any, Optional, Union
-from unittest import mock
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, fx, nn
@@ -22,6 +19,7 @@ from ..checkpoints import (
     read_checkpoint,
     student_weights,
 )
+from ..checkpoints.loading import unwrapped
 
 
 class NetworkError(ValueError):
@@ -41,27 +39,41 @@ class Network(nn.Module):
                  network: nn.Module,
                  num_classes: int,
                  is_init: bool,
-                 config: Optional[Mapping[str, Any]] = None) -> None:
+                 config: Optional[Mapping[str, Any]] = None,
+                 loaded: bool = True) -> None:
         super().__init__()
         self.network = network
         self.num_classes, self.is_init = num_classes, is_init
         pixels = (config or {}).get('data_preprocessor') or {}
         self._bgr = not pixels.get('to_rgb', True)
-        self._openmmlab = config is not None
+        self._openmmlab, self._loaded = config is not None, loaded
+        self._sums = kind_of((config or {}).get('head', {})) == 'ConformerHead'
 
     def init_weights(self) -> None:
-        """Start as mmpretrain does; other libraries' have started."""
-        if self._openmmlab:
+        """Start as mmpretrain does, unless weights were loaded.
+
+        Not even if the last layer is new: all others would be lost.
+        """
+        if self._openmmlab and not self._loaded:
             self.network.init_weights()  # type: ignore[operator]
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits of pictures in the network's own normalisation."""
         outputs = self.network(inputs.flip(1) if self._bgr else inputs)
-        return _logits(outputs, self.num_classes, self._openmmlab)
+        return _logits(outputs, self.num_classes, self._sums)
+
+    def train(self, mode: bool = True) -> Network:
+        """Switch modes; mmpretrain trains no head that distils by itself."""
+        super().train(mode)
+        head: Any = getattr(self.network, 'head', None)
+        if self._openmmlab and getattr(head, 'distillation', False):
+            # It averages its two layers then, as it is tested.
+            head.training = False
+        return self
 
 
 @fx.wrap
-def _logits(outputs: Any, num_classes: int, added: bool) -> Tensor:
+def _logits(outputs: Any, num_classes: int, sums: bool) -> Tensor:
     """The logits in what a classifier puts out, whatever holds them."""
     if isinstance(outputs, Mapping):
         outputs = outputs['logits']
@@ -69,7 +81,7 @@ def _logits(outputs: Any, num_classes: int, added: bool) -> Tensor:
     if isinstance(outputs, (tuple, list)):
         # mmpretrain's Conformer adds its two; the further ones of others
         # only help to train them.
-        outputs = sum(outputs) if added else outputs[0]
+        outputs = sum(outputs) if sums else outputs[0]
     shape = tuple(getattr(outputs, 'shape', ()))
     if len(shape) != 2 or shape[1] != num_classes:
         raise ValueError('a network must put out logits (N, classes) of '
@@ -118,7 +130,8 @@ def build_network(network: Union[str, Mapping[str, Any]],
             known = load_own(built, str(weights), num_classes)
     except (CheckpointError, OSError) as error:
         raise NetworkError(f'{name}: {error}') from error
-    return Network(built, num_classes, known, config)
+    return Network(built, num_classes, known, config, weights is not None
+                   or known)
 
 
 def last_layers(network: nn.Module,
@@ -152,7 +165,7 @@ def set_classes(config: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
         NetworkError: If it has not one head.
     """
     changed: dict[str, Any] = deepcopy(dict(config))
-    kind = str(config.get('type')).rpartition('.')[2]
+    kind = kind_of(config)
     if kind in ('TimmClassifier', 'HuggingFaceClassifier'):
         changed['num_classes' if kind[0] == 'T' else 'num_labels'
                 ] = num_classes
@@ -163,9 +176,12 @@ def set_classes(config: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
     if not isinstance(head, dict) or not isinstance(backbone, dict):
         raise NetworkError(f'{kind}: expected a classifier with a backbone '
                            'and one head')
+    # As of linear probes, whose backbone would stay random here.
+    for key in ('frozen_stages', 'norm_eval'):
+        backbone.pop(key, None)
     # This one passes on what the backbone puts out.
     counting = head
-    if str(head.get('type')).rpartition('.')[2] == 'ClsHead':
+    if kind_of(head) == 'ClsHead':
         counting = backbone
     counting['num_classes'] = num_classes
     topk = head.get('topk', 1)
@@ -173,6 +189,25 @@ def set_classes(config: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
         k for k in ([topk] if isinstance(topk, int) else topk)
         if k <= num_classes)
     return changed
+
+
+def without_weights(config: Any) -> Any:
+    """A config without what would load weights."""
+    if isinstance(config, Mapping):
+        return {
+            key: without_weights(value)
+            for key, value in config.items()
+            if key not in ('weights', 'pretrained') and
+            (key != 'init_cfg' or 'Pretrained' not in str(value))
+        }
+    if isinstance(config, (list, tuple)):
+        return type(config)(map(without_weights, config))
+    return config
+
+
+def kind_of(config: Mapping[str, Any]) -> str:
+    """Name of the class that a config is for, without its module."""
+    return str(config.get('type')).rpartition('.')[2]
 
 
 def load_own(network: nn.Module, path: str, num_classes: int) -> bool:
@@ -197,11 +232,9 @@ def load_own(network: nn.Module, path: str, num_classes: int) -> bool:
         except SafetensorError as error:
             raise CheckpointError(f'{path} is damaged: {error}') from error
     else:
-        weights = read_checkpoint(path)['state_dict']
+        weights = unwrapped(read_checkpoint(path)['state_dict'])
         if hasattr(network, 'backbone'):
             weights = student_weights(weights, path)
-        elif all(key.startswith('module.') for key in weights):
-            weights = {key[7:]: value for key, value in weights.items()}
     own = network.state_dict()
     new = {
         key: own[key]
@@ -313,32 +346,25 @@ def find_function(path: str) -> Callable[..., Any]:
 
 @contextmanager
 def hub(spec: str, files: str, instead: str) -> Iterator[None]:
-    """Where Hugging Face's server cannot be reached, look into the cache.
-
-    Its client would try again for half a minute for each file.
+    """Say which files to fetch where Hugging Face's cannot be had.
 
     Raises:
         NetworkError: Names the files, and what to write with them.
     """
     from huggingface_hub import constants
-    server = urlsplit(constants.ENDPOINT)
-    offline = constants.HF_HUB_OFFLINE
     try:
-        # A proxy would have to be asked otherwise.
-        if not (offline or getproxies()):
-            socket.create_connection((server.hostname, server.port or 443),
-                                     timeout=5).close()
-    except OSError:
-        offline = True
-    try:
-        with mock.patch.object(constants, 'HF_HUB_OFFLINE', offline):
-            yield
+        yield
     except (OSError, ValueError) as error:
         said = (str(error).strip() or repr(error)).splitlines()[0]
+        said = said.partition('. ')[0]
+        if Path(spec.partition(':')[2]).is_dir():
+            raise NetworkError(
+                f'{spec}: {said}; the folder must hold both the model and '
+                'its image processor, by save_pretrained') from error
         raise NetworkError(
             f'{spec} is not in {constants.HF_HUB_CACHE} and cannot be had: '
-            f'{said.partition(". ")[0]}; fetch {files} from '
-            f'{constants.ENDPOINT} elsewhere and write {instead}') from error
+            f'{said}; fetch {files} from {constants.ENDPOINT} elsewhere and '
+            f'write {instead}') from error
 
 
 def check_name(library: str, name: str) -> None:

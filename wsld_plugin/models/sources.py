@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
 
@@ -12,7 +12,6 @@ from mmengine.utils import import_modules_from_strings
 
 from ..checkpoints import (
     CheckpointError,
-    download_checkpoint,
     read_checkpoint,
     student_checkpoint,
     student_model,
@@ -24,15 +23,17 @@ from .building import (
     check_name,
     find_function,
     hub,
+    kind_of,
     set_classes,
     similar,
+    without_weights,
 )
 from .networks import NETWORKS
 from .networks import network as network_of_table
 
 __all__ = [
     'NetworkError', 'Source', 'build_network', 'classifier', 'find_network',
-    'logits_source', 'zoo_name'
+    'zoo_name'
 ]
 
 Pixels = tuple[float, float, float]
@@ -50,6 +51,7 @@ class Source(NamedTuple):
         size: Edge of its pictures in pixels; None for any.
         mean: Of its pixels, RGB, in steps of 0 to 255; None for any.
         std: Likewise.
+        imports: Modules that its config needs.
     """
 
     network: Union[str, dict[str, Any]]
@@ -58,6 +60,7 @@ class Source(NamedTuple):
     size: Optional[int] = None
     mean: Optional[Pixels] = None
     std: Optional[Pixels] = None
+    imports: tuple[str, ...] = ()
 
 
 def find_network(spec: str, role: str = 'teacher') -> Source:
@@ -127,50 +130,29 @@ def classifier(spec: str, num_classes: int, mean: Sequence[float],
     """
     source = find_network(spec, 'student')
     if not isinstance(source.network, dict):
-        raise NetworkError(f'{spec}: a student must be a classifier of '
-                           "mmpretrain's, by name or config")
+        raise NetworkError(
+            f"{spec}: a student must be a classifier of mmpretrain's, such "
+            'as mobilenet-v3-small, or the CONFIG.py of one; '
+            f'{", ".join(_LIBRARIES)} are for teachers')
     pixels = source.network.get('data_preprocessor') or {}
     if source.weights and not pixels.get('to_rgb', True):
         raise NetworkError(f'{spec}: these weights are for BGR pictures')
     config = set_classes(source.network, num_classes)
-    logits_source(config)
+    kind, part = kind_of(config), kind_of(config.get('head', {}))
+    if kind != 'ImageClassifier' or part == 'ConformerHead':
+        raise NetworkError(f'{spec}: a {kind} with {part} has no one module '
+                           'that puts out its logits')
     config['data_preprocessor'] = dict(
         num_classes=num_classes, mean=[*mean], std=[*std], to_rgb=True)
     head = config['head']
     head['loss'] = dict(type='CrossEntropyLoss', loss_weight=1.0)
-    if str(head['type']) in ('LeViTClsHead', 'EfficientFormerClsHead'):
+    if kind_of(head) in ('LeViTClsHead', 'EfficientFormerClsHead'):
         # mmpretrain trains these without their second layer alone.
         head['distillation'] = False
     if source.weights:
-        try:
-            if '://' in source.weights:
-                download_checkpoint(source.weights)
-        except CheckpointError as error:
-            raise NetworkError(f'{spec}: {error}') from error
         config['init_cfg'] = dict(
             type='Pretrained', checkpoint=source.weights)
     return config
-
-
-def logits_source(config: Mapping[str, Any]) -> str:
-    """Module of an ``ImageClassifier`` that puts out its logits.
-
-    Args:
-        config: Of the classifier, as :func:`classifier` returns.
-
-    Returns:
-        What a recorder's ``source`` names: ``'head.fc'``, or ``'head'``
-        where several layers or the backbone make the logits.
-
-    Raises:
-        NetworkError: If no module does.
-    """
-    kind = str(config.get('type')).rpartition('.')[2]
-    head = str(config.get('head', {}).get('type')).rpartition('.')[2]
-    if kind != 'ImageClassifier' or head == 'ConformerHead':
-        raise NetworkError(f'a {kind} with {head} has no one module that '
-                           'puts out its logits')
-    return 'head.fc' if head == 'LinearClsHead' else 'head'
 
 
 def zoo_name(name: str) -> str:
@@ -228,20 +210,7 @@ def _of_zoo(name: str, weights: Optional[str], demanded: bool) -> Source:
         return Source(config, weights)
     # Some start from the weights of others.
     found = _of_config(model.config, name, weights)
-    return found._replace(network=_without_weights(found.network))
-
-
-def _without_weights(config: Any) -> Any:
-    """A config without what would load weights."""
-    if isinstance(config, Mapping):
-        return {
-            key: _without_weights(value)
-            for key, value in config.items()
-            if key != 'init_cfg' or 'Pretrained' not in str(value)
-        }
-    if isinstance(config, (list, tuple)):
-        return type(config)(map(_without_weights, config))
-    return config
+    return found._replace(network=without_weights(found.network))
 
 
 def _of_run(path: Path, weights: Optional[str]) -> Source:
@@ -249,15 +218,14 @@ def _of_run(path: Path, weights: Optional[str]) -> Source:
     file = path
     if path.is_dir():
         last = path / 'last_checkpoint'
-        files = sorted(path.glob('student*.pth'))
+        files = [*path.glob('*_*-*.pth')]
         if last.is_file():
-            file = path / Path(last.read_text().strip()).name
-            alone = file.with_name(f'{file.stem}_student.pth')
-            files = [alone if alone.is_file() else file]
-        if not files:
-            raise NetworkError(f'{path} holds no finished run: expected '
-                               'last_checkpoint or student*.pth')
-        file = files[-1]
+            files = [path / Path(last.read_text().strip()).name]
+        if len(files) != 1:
+            raise NetworkError(
+                f'{path} holds {len(files) or "no"} finished runs: expected '
+                'last_checkpoint, or one student that was exported')
+        file, = files
     try:
         student = student_checkpoint(read_checkpoint(str(file)), str(file))
     except CheckpointError as error:
@@ -278,33 +246,44 @@ def _of_config(config: Config, path: str, weights: Optional[str]) -> Source:
     """A whole config's classifier, and what its test says of pictures."""
     if 'model' not in config:
         raise NetworkError(f'{path} has no model')
+    # Which names the classes that new ones import.
+    config = Config(config.to_dict())
     network = Config(student_model(config.model)).to_dict()
     network.pop('train_cfg', None)
     pixels = dict(
         network.get('data_preprocessor')
-        or config.get('data_preprocessor', {}))
+        or config.get('data_preprocessor') or {})
     data = (config.get('test_dataloader') or {}).get('dataset', {})
-    if 'CIFAR' in str(data.get('type')):
-        # Whose pictures are RGB from the start.
-        pixels['to_rgb'] = True
-    network['data_preprocessor'] = pixels
-    order = 1 if pixels.get('to_rgb', True) else -1
-    mean, std = (pixels.get(key) and _scaled(pixels[key][::order], 1)
-                 for key in ('mean', 'std'))
-    if not weights:
-        return Source(network, None, None, None, mean, std)
-    size = None
+    cifar = 'CIFAR' in str(data.get('type'))
+    size = 32 if cifar else None
     for step in data.get('pipeline', ()):
         edge = step.get('crop_size') or step.get('scale')
-        if step.get('type') in ('CenterCrop', 'Resize') and edge:
+        if kind_of(step).endswith(('CenterCrop', 'Resize')) and edge:
             size = max(edge) if isinstance(edge, Sequence) else edge
+        if kind_of(step) == 'Normalize':
+            pixels.update({key: step.get(key, True) for key in
+                           ('mean', 'std', 'to_rgb')})
+    # Files come as BGR and stay so by default; CIFAR's pictures come as RGB.
+    # A model alone says nothing.
+    alone = not pixels and not data
+    to_rgb = pixels.get('to_rgb', alone) != cifar
+    network['data_preprocessor'] = dict(pixels, to_rgb=to_rgb)
+    mean, std = (pixels.get(key) for key in ('mean', 'std'))
+    if weights and not alone and not (mean and std):
+        # It learnt from pixels as they are.
+        mean, std = (0, 0, 0), (1, 1, 1)
+    mean, std = (one and _scaled(one[::1 if to_rgb else -1], 1)
+                 for one in (mean, std))
+    modules = (config.get('custom_imports') or {}).get('imports', ())
+    imports = {*([modules] if isinstance(modules, str) else modules)}
     classes = (data.get('metainfo') or {}).get('classes')
     if not classes and data.get('type'):
         from mmpretrain.registry import DATASETS
         classes = getattr(
             DATASETS.get(data['type']), 'METAINFO', {}).get('classes')
-    return Source(network, weights, classes and tuple(classes), size, mean,
-                  std)
+    return Source(network, weights, tuple(classes)
+                  if classes and weights else None, size, mean, std,
+                  tuple(sorted(imports - {'wsld_plugin'})))
 
 
 def _of_timm(name: str, weights: Optional[str]) -> Source:
@@ -333,12 +312,20 @@ def _of_hugging_face(name: str, weights: Optional[str]) -> Source:
     from transformers import AutoConfig, AutoImageProcessor
     with hub(f'hf:{name}', f'the files of {name}', 'hf:FOLDER'):
         config = AutoConfig.from_pretrained(name)
+        if weights is None:
+            edge = config.to_dict().get('image_size')
+            return Source(f'hf:{name}', size=edge[0] if isinstance(
+                edge, (list, tuple)) else edge)
         seen = AutoImageProcessor.from_pretrained(name)
+    if getattr(seen, 'do_flip_channel_order', False):
+        raise NetworkError(f'hf:{name} takes BGR pictures, which is not '
+                           'supported here: look for it in timm')
     edges = dict(getattr(seen, 'crop_size', None) or seen.size)
     size = edges.get('height') or edges.get('shortest_edge')
     # What a processor multiplies pixels by before it normalises.
     unit = seen.rescale_factor if seen.do_rescale else 1
-    mean, std = (seen.image_mean, seen.image_std) if seen.do_normalize else (
+    mean, std = (seen.image_mean, seen.image_std) if getattr(
+        seen, 'do_normalize', False) else (
         (0, 0, 0), (1, 1, 1))
     names = tuple(config.id2label[one] for one in range(config.num_labels))
     known = weights == 'pretrained' and names[0] != 'LABEL_0'

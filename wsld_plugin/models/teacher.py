@@ -8,6 +8,7 @@ from typing import Any, Optional
 import torch
 from mmengine.model import BaseModel, BaseModule, ModuleList
 from mmengine.registry import MODELS
+from mmengine.utils import import_modules_from_strings
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -28,7 +29,7 @@ class Teacher(BaseModel):
             :func:`build_network` takes them; ``size``, the edge of its
             pictures in pixels, None for those of the student; ``mean`` and
             ``std`` of its pixels, RGB, in steps of 0 to 255, None for those
-            of the student.
+            of the student; ``imports``, modules to import first.
         inputs: ``mean`` and ``std`` of the student's ``data_preprocessor``;
             ``to_rgb=False`` if what comes out of that, and they, are BGR. By
             default those of ``data_preprocessor`` here.
@@ -139,6 +140,8 @@ class _Ensemble(BaseModule):
                  inputs: Optional[Mapping[str, Any]], of_logits: bool,
                  shares: Sequence[float]) -> None:
         super().__init__()
+        for one in members:
+            import_modules_from_strings([*one.get('imports', ())])
         self.networks = ModuleList(
             build_network(one['network'], one['num_classes'],
                           one.get('weights')) for one in members)
