@@ -7,6 +7,7 @@ from .folder import (
     read_lists,
     write_lists,
 )
+from .mixed import mixed_dataset
 from .resampled import resampled_dataset, resampled_indices
 from .views import SeededViews, ViewSampler
 
@@ -16,6 +17,7 @@ __all__ = [
     'PictureFolderError',
     'SeededViews',
     'ViewSampler',
+    'mixed_dataset',
     'read_folder',
     'read_lists',
     'resampled_dataset',
