@@ -54,7 +54,7 @@ def test_a_folder_without_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize('change,error,match', [
     (dict(ratio=0), ValueError, 'ratio must be a number above 0, got 0'),
     (dict(ratio=float('inf')), ValueError, 'got inf'),
-    (dict(unlabelled=dict(FEW, indices=0)), ValueError,
+    (dict(unlabelled=dict(FEW, indices=0, serialize_data=False)), ValueError,
      'unlabelled must hold a sample'),
     (dict(labelled=dict(type='RepeatDataset', dataset=FEW, times=2)),
      TypeError, 'labelled must be.*BaseDataset, got a RepeatDataset')])
