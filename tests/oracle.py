@@ -6,6 +6,7 @@ cross-entropies keep their digits by other algebra than the package's.
 """
 from __future__ import annotations
 
+import cmath
 import math
 
 
@@ -54,16 +55,86 @@ def soft_loss(student: list[float], teacher: list[float],
 
 
 def row(student: list[float], teacher: list[float], target: list[float],
-        tau: float, eps: float = 0.0,
-        w: float | None = None) -> tuple[float, list[float]]:
+        tau: float, eps: float = 0.0, w: float | None = None,
+        loss: str | dict = 'kl',
+        transform: str | None = None) -> tuple[float, list[float]]:
     """Weighted soft-label loss of one sample and its gradient."""
     if w is None:
         w = weight(student, teacher, target, eps)
-    gradient = [
-        tau * w * (p - q)
-        for p, q in zip(softmax(student, tau), softmax(teacher, tau))
-    ]
-    return w * soft_loss(student, teacher, tau), gradient
+    if (loss, transform) == ('kl', None):
+        gaps = zip(softmax(student, tau), softmax(teacher, tau))
+        return (w * soft_loss(student, teacher, tau),
+                [tau * w * (p - q) for p, q in gaps])
+    settings = dict(type=loss) if isinstance(loss, str) else dict(loss)
+    formula = dict(kl=cross, dkd=decoupled, nkd=normalized)[
+        settings.pop('type')]
+    label = target.index(max(target))
+
+    def value(logits: list[complex]) -> complex:
+        pair = transformed(logits, teacher, transform)
+        return w * formula(*pair, label, tau, **settings)
+
+    # The derivative is the imaginary part of a step too small to round.
+    steps = [[z + 1e-30j * (j == k) for j, z in enumerate(student)]
+             for k in range(len(student))]
+    return value(student).real, [value(step).imag * 1e30 for step in steps]
+
+
+def log_sum(logits: list[complex]) -> complex:
+    top = max(z.real for z in logits)
+    return top + cmath.log(sum(cmath.exp(z - top) for z in logits))
+
+
+def logs(logits: list[complex]) -> list[complex]:
+    total = log_sum(logits) if logits else 0
+    return [z - total for z in logits]
+
+
+def cross(student: list[complex], teacher: list[complex], label: int,
+          tau: float) -> complex:
+    pairs = zip(*(logs([z / tau for z in net]) for net in (student, teacher)))
+    return -tau**2 * sum(cmath.exp(v) * u for u, v in pairs)
+
+
+def decoupled(student: list[complex], teacher: list[complex], label: int,
+              tau: float, alpha: float = 1.0, beta: float = 1.0) -> complex:
+    """Zhao et al.: KL of the label against the rest, and within the rest."""
+    parts = []
+    for logits in (student, teacher):
+        every = logs([z / tau for z in logits])
+        rest = every[:label] + every[label + 1:]
+        parts.append([*zip([every[label], log_sum(rest)], (alpha, alpha)),
+                      *((z, beta) for z in logs(rest))] if rest else [])
+    return tau**2 * sum(share * cmath.exp(v) * (v - u)
+                        for (u, share), (v, _) in zip(*parts))
+
+
+def normalized(student: list[complex], teacher: list[complex], label: int,
+               tau: float, gamma: float = 1.5) -> complex:
+    """Yang et al.: the label at temperature 1, the rest at tau."""
+    rest = (net[:label] + net[label + 1:] for net in (student, teacher))
+    return gamma * cross(*rest, label, tau) - cmath.exp(
+        logs(teacher)[label]) * logs(student)[label]
+
+
+def transformed(student: list[complex], teacher: list[float],
+                transform: str | None) -> tuple[list[complex], list[complex]]:
+    scores, sizes = [], []
+    for logits in (student, teacher):
+        mean = sum(logits) / len(logits)
+        square = sum((z - mean)**2 for z in logits) / max(1, len(logits) - 1)
+        sizes.append(cmath.sqrt(square))
+        scores.append([(z - mean) / (1e-7 + sizes[-1]) for z in logits])
+    if transform == 'spherical':
+        return [z * sizes[1] for z in scores[0]], teacher
+    return (scores[0], scores[1]) if transform else (student, teacher)
+
+
+def entropy_weight(student: list[float], teacher: list[float]) -> float:
+    """EA-KD: the teacher's entropy, and the student's over its bound."""
+    h_s, h_t = (-math.fsum(p * math.log(p) for p in softmax(z, 3.0) if p > 0)
+                for z in (student, teacher))
+    return (h_t + h_t * h_s / math.log(len(student))) / 2
 
 
 def one_hot(label: int, classes: int) -> list[float]:

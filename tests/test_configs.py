@@ -111,7 +111,10 @@ def test_a_leaf_is_what_its_name_says(name: str) -> None:
     if not teacher:
         assert model == network(student, data)
         return
-    assert model.architecture == network(student, data)
+    student = network(student, data)
+    # All samples are the divisor, a fifth has a label.
+    student['head']['loss']['loss_weight'] *= 1 + 4 * ('unlabelled' in suffix)
+    assert model.architecture == student
     holder = model
     if suffix.endswith('-cached'):
         assert model.teacher_ckpt is None
@@ -138,7 +141,8 @@ def test_a_leaf_has_its_recipe(name: str) -> None:
     assert cfg.auto_scale_lr.base_batch_size == batch
     gpus = 8 if data == 'in1k' else 1
     assert cfg.train_dataloader.batch_size * gpus == batch
-    epochs = {'ce_r34_digits': 12, 'ce_resnet20_cifar10': 24}.get(name, epochs)
+    epochs = {'ce_r34_digits': 12, 'ce_resnet20_cifar10': 24,
+              'wsld_r34_r18_digits-unlabelled': 12}.get(name, epochs)
     assert cfg.train_cfg.max_epochs == epochs
     schedule = cfg.param_scheduler
     assert schedule == dict(
@@ -149,7 +153,9 @@ def test_a_leaf_has_its_recipe(name: str) -> None:
             data in ('digits', 'cifar10') or 'evalbn' in suffix)
     if method in LOSSES:
         loss = cfg.model.distiller.distill_losses[f'loss_{method}']
-        assert loss == dict(type=LOSSES[method], tau=tau, loss_weight=weight)
+        more = {'unlabelled': 'teacher'} if 'unlabelled' in suffix else {}
+        assert loss == dict(
+            type=LOSSES[method], tau=tau, loss_weight=weight, **more)
 
 
 @pytest.mark.parametrize('name', [

@@ -41,7 +41,8 @@ def test_it_passes_every_setting_on():
                             7)
     for change in (dict(tau=2), dict(loss_weight=1), dict(eps=0),
                    dict(reduction='mean'), dict(ignore_index=-100),
-                   dict(weighting='uniform', eps=0)):
+                   dict(weighting='uniform', eps=0), dict(soft_loss='nkd'),
+                   dict(transform='spherical'), dict(unlabelled='teacher')):
         assert WSLDLoss(**{**settings, **change})(student, teacher,
                                                   labels) != got
     with pytest.raises(ValueError, match='num_classes is 1000'):
@@ -53,7 +54,8 @@ def test_numpys_numbers_are_numbers():
                     np.int64(255), np.int32(10))
     assert repr(loss) == (
         "WSLDLoss(tau=2.0, loss_weight=2.5, eps=0.5, reduction='sum', "
-        "ignore_index=255, num_classes=10, weighting='wsld')")
+        "ignore_index=255, num_classes=10, weighting='wsld', "
+        "soft_loss='kl', transform=None, unlabelled='ignore')")
     for value in (loss.tau, loss.eps, loss.ignore_index, loss.num_classes):
         assert type(value) in (int, float)
 
@@ -83,19 +85,25 @@ def test_eps_decides_for_a_perfect_teacher():
 
 
 @pytest.mark.parametrize('tau,loss_weight', [(1, 1), (2, 2.5), (4, 2.25)])
-def test_uniform_is_mmrazors_distillation(tau, loss_weight):
-    from mmrazor.models.losses import KLDivergence
+@pytest.mark.parametrize('soft_loss', ['kl', dict(type='dkd', beta=8)])
+def test_uniform_is_mmrazors_distillation(tau, loss_weight, soft_loss):
+    from mmrazor.models.losses import DKDLoss, KLDivergence
     student, teacher, labels = logits((64, 100))
-    theirs = KLDivergence(tau, 'batchmean', loss_weight)(student, teacher)
-    ours = WSLDLoss(tau, loss_weight, weighting='uniform')(
-        student, teacher, labels)
+    if soft_loss == 'kl':
+        theirs = KLDivergence(tau, 'batchmean', loss_weight)(student, teacher)
+    else:  # By its 'mean' it is the sum over the batch.
+        theirs = DKDLoss(tau, 1, 8, loss_weight=loss_weight)(
+            student, teacher, labels)
+    ours = WSLDLoss(tau, loss_weight, weighting='uniform',
+                    soft_loss=soft_loss)(student, teacher, labels)
     torch.testing.assert_close(gradient(ours, student),
                                gradient(theirs, student),
-                               rtol=1e-5, atol=1e-9)
-    # Ours holds the teacher's entropy, theirs is the divergence.
+                               rtol=1e-5, atol=1e-8)
+    # Our KL holds the teacher's entropy, theirs is the divergence.
     soft = (teacher / tau).softmax(1)
     entropy = -(soft * soft.log()).sum(1).mean() * tau**2 * loss_weight
-    assert ours.item() == pytest.approx((theirs + entropy).item(), rel=1e-5)
+    assert ours.item() == pytest.approx(
+        (theirs + (soft_loss == 'kl') * entropy).item(), rel=1e-5)
 
 
 @pytest.mark.parametrize('settings,error,match', [
@@ -120,26 +128,36 @@ def test_uniform_is_mmrazors_distillation(tau, loss_weight):
     (dict(weighting=dict(regularization=1, other=-1)), ValueError,
      r"weighting\['other'\] must be at least 0, got -1"),
     (dict(weighting='uniform', eps=1e-7), ValueError, 'eps belongs to'),
+    (dict(soft_loss='dist'), ValueError, "'kl', 'dkd', 'nkd'.*got 'dist'"),
+    (dict(soft_loss=dict(beta=8)), ValueError, "'nkd'.*got None"),
+    (dict(soft_loss=1), TypeError, 'soft_loss must be a string or a dict'),
+    (dict(soft_loss=dict(type='dkd', gamma=1)), ValueError,
+     r"setting of soft_loss 'dkd' must be one of \('alpha', .*got 'gamma'"),
+    (dict(soft_loss=dict(type='nkd', gamma=-1)), ValueError,
+     r"soft_loss\['gamma'\] must be at least 0, got -1"),
+    (dict(transform='zscore'), ValueError, "'standardize'.*got 'zscore'"),
+    (dict(unlabelled=True), ValueError, "'teacher', 'uniform'.*got True"),
 ])
 def test_bad_settings_are_refused(settings, error, match):
     with pytest.raises(error, match=match):
         WSLDLoss(**settings)
 
 
-@pytest.mark.parametrize('weighting', [
-    'uniform', 'drop_regularization', 'only_regularization', 'drop_random',
-    dict(regularization=0.5, other=1.0)
+@pytest.mark.parametrize('name,value', [
+    *(('weighting', value) for value in (
+        'uniform', 'entropy', 'drop_regularization', 'only_regularization',
+        'drop_random', dict(regularization=0.5, other=1.0))),
+    ('soft_loss', dict(type='dkd', beta=8)), ('transform', 'standardize')
 ], ids=str)
-def test_a_config_chooses_the_weighting(weighting):
-    data = logits((64, 10))
+def test_a_config_chooses_the_parts(name, value):
+    data, part = logits((64, 10)), {name: value}
     cfg = Config(dict(loss=dict(type='WSLDLoss', tau=2, loss_weight=2.5,
-                                weighting=weighting)))
+                                **part)))
     loss = MODELS.build(cfg.loss)
     got = []
     for call in (loss, pickle.loads(pickle.dumps(loss)),
-                 lambda *data: wsld_loss(*data, 2.0, 2.5,
-                                         weighting=weighting)):
+                 lambda *data: wsld_loss(*data, 2.0, 2.5, **part)):
         torch.manual_seed(3)
         got.append(call(*data))
     assert got[0] == got[1] == got[2] != WSLDLoss(2, 2.5)(*data)
-    assert f'weighting={weighting!r}' in repr(loss)
+    assert f'{name}={value!r}' in repr(loss)

@@ -6,6 +6,7 @@ from .folder import (
     read_folder,
     write_lists,
 )
+from .mixed import mixed_dataset
 from .resampled import resampled_dataset, resampled_indices
 from .views import SeededViews, ViewSampler
 
@@ -15,6 +16,7 @@ __all__ = [
     'PictureFolderError',
     'SeededViews',
     'ViewSampler',
+    'mixed_dataset',
     'read_folder',
     'resampled_dataset',
     'resampled_indices',

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import math
 from numbers import Integral, Real
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
@@ -14,6 +14,10 @@ _is_compiling = getattr(getattr(torch, 'compiler', None), 'is_compiling',
                         lambda: False)
 _functorch_works = getattr(torch._C, '_are_functorch_transforms_active',
                            lambda: False)
+
+
+# Probabilities in bfloat16 may add up to this.
+_LARGEST_SUM = 1.01
 
 
 def is_traced() -> bool:
@@ -73,6 +77,12 @@ def check_number(name: str,
     return int(value) if integer else float(value)
 
 
+def check_one_of(name: str, value: Any, known: tuple[Any, ...]) -> None:
+    """Refuse what is not among a few values."""
+    if value not in known:
+        raise ValueError(f'{name} must be one of {known}, got {value!r}')
+
+
 def check_inputs(student: Tensor,
                  teacher: Tensor,
                  gt_labels: Tensor,
@@ -82,7 +92,8 @@ def check_inputs(student: Tensor,
 
     Values of labels are read only where no device has to wait, that is on
     the CPU. On others a class index out of range fails in the indexing
-    kernel, as in ``torch.nn.functional.cross_entropy``; under
+    kernel, as in ``torch.nn.functional.cross_entropy``, and probabilities
+    of several classes at once in a check on the device; under
     ``torch.compile`` a RuntimeError is raised when the compiled code runs.
     """
     for name, value in (('student', student), ('teacher', teacher),
@@ -127,6 +138,11 @@ def _check_labels(gt_labels: Tensor, classes: int,
         if readable and gt_labels.min() < 0:
             raise ValueError('gt_labels holds a negative class probability, '
                              f'{gt_labels.min().item()}')
+        sums = gt_labels.sum(1)
+        _refuse(readable, sums > _LARGEST_SUM, sums,
+                'gt_labels must hold class probabilities, which add up to 1; '
+                'labels of a multi-label (sigmoid) head, whose classes do '
+                'not compete, have no softmax to distil')
         return
     gt_labels = gt_labels.long()
     if not (readable or _is_compiling()) or (
@@ -137,10 +153,16 @@ def _check_labels(gt_labels: Tensor, classes: int,
     if ignore_index is not None:
         wrong &= gt_labels != ignore_index
         message += f' or ignore_index={ignore_index}'
-    if not readable:
+    _refuse(readable, wrong, gt_labels, message)
+
+
+def _refuse(readable: bool, wrong: Tensor, values: Tensor,
+            message: str) -> None:
+    if readable:
+        if wrong.any():
+            raise ValueError(f'{message}, got {values[wrong][0].item()}')
+    elif not _functorch_works() and hasattr(torch, 'compiler'):
         torch._assert_async(~wrong.any(), message)
-    elif wrong.any():
-        raise ValueError(f'{message}, got {gt_labels[wrong][0].item()}')
 
 
 def _is_readable(gt_labels: Tensor) -> bool:

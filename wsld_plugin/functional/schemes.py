@@ -1,6 +1,7 @@
 """The weight of each sample under WSLD and the schemes it is compared with."""
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, Optional, Union
@@ -9,20 +10,23 @@ import torch
 from torch import Tensor
 
 from .blocks import by_block
-from .inputs import check_number, widen
+from .inputs import check_number, check_one_of, widen
 from .regularization import larger_variance
-from .weight import wsld_weight
+from .weight import log_cross_entropy, wsld_weight
 
 KINDS = ('regularization', 'other')
 # Weights of the two kinds; None where they have nothing to do with them.
 _SCHEMES: dict[str, Any] = {
     'wsld': None,
     'uniform': None,
+    'entropy': None,
     'drop_regularization': (0.0, 1.0),
     'only_regularization': (1.0, 0.0),
     'drop_random': (0.0, 1.0),
 }
 Weighting = Union[str, Mapping[str, float]]
+# At which EA-KD takes its entropies.
+_ENTROPY_TAU = 3.0
 
 
 @torch.no_grad()
@@ -44,6 +48,9 @@ def sample_weight(student: Tensor,
 
             - ``'wsld'``: :func:`wsld_weight`, in [0, 1].
             - ``'uniform'``: 1 for all, plain distillation.
+            - ``'entropy'``: EA-KD's, the teacher's entropy in nats, at
+              temperature 3, times ``(1 + e) / 2`` where e is the student's
+              over its largest, ln C.
             - ``'drop_regularization'``: 0 for regularization samples
               (:func:`regularization_samples`), 1 for others.
             - ``'only_regularization'``: 1 for them, 0 for others.
@@ -59,11 +66,13 @@ def sample_weight(student: Tensor,
     Returns:
         ``(N, *)`` in float32 (float64 for float64 logits), without gradient;
         any number at positions that do not count. The schemes are those of
-        arXiv 2102.00650's ablations.
+        arXiv 2102.00650's ablations; EA-KD is arXiv 2311.13621.
     """
     if weighting == 'wsld':
         return by_block(partial(wsld_weight, eps=eps), student, teacher,
                         gt_labels)
+    if weighting == 'entropy':
+        return by_block(_entropy_weight, student, teacher)
     weight = torch.ones_like(widen(student[:, 0]))
     if weighting == 'uniform':
         return weight
@@ -77,13 +86,18 @@ def sample_weight(student: Tensor,
     return weight.mul(of_others).masked_fill(kind, of_kind)
 
 
+def _entropy_weight(student: Tensor, teacher: Tensor) -> Tensor:
+    entropy_s, entropy_t = (
+        log_cross_entropy(logits, logits.softmax(1)).exp()
+        for logits in (widen(student) / _ENTROPY_TAU,
+                       widen(teacher) / _ENTROPY_TAU))
+    return entropy_t * (1 + entropy_s / math.log(max(student.shape[1], 2))) / 2
+
+
 def check_weighting(weighting: Weighting, eps: float = 0.0) -> None:
     """Refuse a weighting that :func:`sample_weight` does not know."""
     if isinstance(weighting, str):
-        if weighting not in _SCHEMES:
-            raise ValueError(
-                f'weighting must be one of {tuple(_SCHEMES)} or a dict of '
-                f'weights for {KINDS}, got {weighting!r}')
+        check_one_of('weighting', weighting, tuple(_SCHEMES))
     elif isinstance(weighting, Mapping):
         if set(weighting) != set(KINDS):
             raise ValueError(f'weighting must have the keys {KINDS}, got '

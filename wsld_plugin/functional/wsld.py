@@ -1,10 +1,11 @@
-"""The weighted soft label distillation loss.
+"""The weighted soft label distillation loss: weight, loss, reduction.
 
 Source: Zhou et al., "Rethinking Soft Labels for Knowledge Distillation: A
 Bias-Variance Tradeoff Perspective", ICLR 2021, arXiv 2102.00650.
 """
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Optional
 
@@ -15,14 +16,23 @@ from .blocks import by_block
 from .inputs import (
     check_inputs,
     check_number,
+    check_one_of,
     is_traced,
     is_transformed,
     split_labels,
     widen,
 )
 from .schemes import Weighting, check_weighting, sample_weight
+from .soft_labels import (
+    TRANSFORMS,
+    SoftLoss,
+    kl_loss,
+    parse_soft_loss,
+    soft_label_loss,
+)
 
 REDUCTIONS = ('none', 'mean', 'sum')
+UNLABELLED = ('ignore', 'teacher', 'uniform')
 
 
 def wsld_loss(student: Tensor,
@@ -34,7 +44,10 @@ def wsld_loss(student: Tensor,
               reduction: str = 'mean',
               ignore_index: int = -100,
               num_classes: Optional[int] = None,
-              weighting: Weighting = 'wsld') -> Tensor:
+              weighting: Weighting = 'wsld',
+              soft_loss: SoftLoss = 'kl',
+              transform: Optional[str] = None,
+              unlabelled: str = 'ignore') -> Tensor:
     r"""Soft-label cross-entropy, each sample weighted by its WSLD weight.
 
     .. math::
@@ -56,11 +69,17 @@ def wsld_loss(student: Tensor,
             0 is the paper's formula; 1e-7 reproduces the published code.
         reduction: ``'mean'`` over the rows that are not ignored, ``'sum'``,
             or ``'none'`` for ``(N, *)``. Rows of weight 0 count.
-        ignore_index: Class index of rows that do not count, whatever their
-            logits hold.
+        ignore_index: Class index of rows without a label. They do not
+            count, whatever their logits hold; but see ``unlabelled``.
         num_classes: If given, logits with another class count are refused.
         weighting: Which weight each row gets, see :func:`sample_weight`;
             ``'uniform'`` is plain distillation.
+        soft_loss: What is weighted, see :func:`soft_label_loss`.
+        transform: What ``soft_loss`` sees of the logits, likewise. The
+            weight sees them as they are.
+        unlabelled: What becomes of rows labelled ``ignore_index``:
+            ``'ignore'``, they do not count; ``'teacher'``, its likeliest
+            class is the label; ``'uniform'``, likewise, but with weight 1.
 
     Returns:
         Nats times ``tau**2``, in float32 (float64 for float64 logits). A
@@ -84,43 +103,53 @@ def wsld_loss(student: Tensor,
         tensor(0.4382)
     """
     check_inputs(student, teacher, gt_labels, ignore_index, num_classes)
-    check_settings(tau, eps, reduction, weighting)
-    labels, ignored = split_labels(gt_labels, ignore_index)
+    check_settings(tau, eps, reduction, weighting, soft_loss, transform,
+                   unlabelled)
+    labels, missing = split_labels(gt_labels, ignore_index)
+    ignored = missing if unlabelled == 'ignore' else None
     teacher = teacher.detach()
-    weight = sample_weight(student.detach(), teacher, labels, weighting,
-                           tau=tau, eps=eps, ignored=ignored)
-    weighted = _weighted_rows if is_transformed(student) else _Weighted.apply
-    rows = weighted(student, teacher, weight, ignored, tau)
+    if missing is not None and unlabelled != 'ignore':
+        labels = torch.where(missing, teacher.argmax(1), labels)
+    weight = sample_weight(
+        student.detach(), teacher, labels, weighting, tau=tau, eps=eps,
+        ignored=None if unlabelled == 'teacher' else missing)
+    if missing is not None and unlabelled == 'uniform':
+        weight = weight.masked_fill(missing, 1.0)
+    plain_kl = soft_loss in ('kl', {'type': 'kl'}) and transform is None
+    if plain_kl and not is_transformed(student):
+        rows = _WeightedKL.apply(student, teacher, weight, ignored, tau)
+    else:
+        rows = _weighted_rows(
+            student, teacher, weight, ignored,
+            partial(soft_label_loss, gt_labels=labels, soft_loss=soft_loss,
+                    tau=tau, transform=transform))
     return loss_weight * _reduce(rows, ignored, reduction)
 
 
 def check_settings(tau: float, eps: float, reduction: str,
-                   weighting: Weighting) -> None:
+                   weighting: Weighting, soft_loss: SoftLoss = 'kl',
+                   transform: Optional[str] = None,
+                   unlabelled: str = 'ignore') -> None:
     """Refuse what :func:`wsld_loss` cannot compute with."""
     check_number('tau', tau, above=0)
-    if reduction not in REDUCTIONS:
-        raise ValueError(f'reduction must be one of {REDUCTIONS}, got '
-                         f'{reduction!r}')
+    check_one_of('reduction', reduction, REDUCTIONS)
+    check_one_of('transform', transform, TRANSFORMS)
+    check_one_of('unlabelled', unlabelled, UNLABELLED)
     check_weighting(weighting, eps)
+    if soft_loss != 'kl':  # Of the other checks small batches feel nothing.
+        parse_soft_loss(soft_loss)
 
 
 def _weighted_rows(student: Tensor, teacher: Tensor, weight: Tensor,
-                   ignored: Optional[Tensor], tau: float) -> Tensor:
+                   ignored: Optional[Tensor],
+                   loss: Callable[..., Tensor]) -> Tensor:
     """The formula itself, rows ``(N, *)``."""
     if ignored is not None:
         # First, because 0 times the gradient of NaN would be NaN.
         student, teacher = (logits.masked_fill(ignored.unsqueeze(1), 0.0)
                             for logits in (student, teacher))
-    rows = weight * _soft_label_loss(student, teacher, tau)
+    rows = weight * loss(student, teacher)
     return rows if ignored is None else rows.masked_fill(ignored, 0.0)
-
-
-def _soft_label_loss(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
-    soft_labels = (widen(teacher) * (1 / tau)).softmax(1)
-    scaled = widen(student) * (1 / tau)
-    # 0 times the -inf of a masked class would be no number.
-    scaled = scaled.clamp_(min=torch.finfo(scaled.dtype).min / 2)
-    return (soft_labels * scaled.log_softmax(1)).sum(1) * -tau**2
 
 
 def _gradient(student: Tensor, teacher: Tensor, factor: Tensor,
@@ -134,7 +163,7 @@ def _gradient(student: Tensor, teacher: Tensor, factor: Tensor,
     return grad.to(student.dtype)
 
 
-class _Weighted(torch.autograd.Function):
+class _WeightedKL(torch.autograd.Function):
     """:func:`_weighted_rows` that keeps nothing of the logits' size but them.
 
     The backward pass computes both softmaxes again, block by block.
@@ -151,7 +180,7 @@ class _Weighted(torch.autograd.Function):
                               ignored)
         ctx.tau = tau
         rows = weight * by_block(
-            partial(_soft_label_loss, tau=tau), student, teacher)
+            partial(kl_loss, gt_labels=None, tau=tau), student, teacher)
         return rows if ignored is None else rows.masked_fill(ignored, 0.0)
 
     @staticmethod

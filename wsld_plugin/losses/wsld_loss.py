@@ -8,6 +8,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from wsld_plugin.functional import (
+    SoftLoss,
     Weighting,
     check_number,
     check_settings,
@@ -30,9 +31,13 @@ class WSLDLoss(nn.Module):
         loss_weight: The paper's alpha: 2.5 on ImageNet, 2.25 on CIFAR-100.
         eps: 1e-7 reproduces the published code.
         reduction: ``'mean'``, ``'sum'`` or ``'none'``.
-        ignore_index: Class index of rows that do not count.
+        ignore_index: Class index of rows without a label.
         num_classes: Never needed; another class count is refused.
         weighting: See :func:`wsld_plugin.functional.sample_weight`.
+        soft_loss: ``'kl'``, ``'dkd'``, ``'nkd'`` or a dict, see
+            :func:`wsld_plugin.functional.soft_label_loss`.
+        transform: None, ``'standardize'`` or ``'spherical'``, likewise.
+        unlabelled: ``'ignore'``, ``'teacher'`` or ``'uniform'``.
 
     Raises:
         TypeError: If an argument has another type.
@@ -56,9 +61,13 @@ class WSLDLoss(nn.Module):
                  reduction: str = 'mean',
                  ignore_index: int = -100,
                  num_classes: Optional[int] = None,
-                 weighting: Weighting = 'wsld') -> None:
+                 weighting: Weighting = 'wsld',
+                 soft_loss: SoftLoss = 'kl',
+                 transform: Optional[str] = None,
+                 unlabelled: str = 'ignore') -> None:
         super().__init__()
-        check_settings(tau, eps, reduction, weighting)
+        check_settings(tau, eps, reduction, weighting, soft_loss, transform,
+                       unlabelled)
         self.tau = float(tau)
         self.loss_weight = check_number('loss_weight', loss_weight)
         self.eps = float(eps)
@@ -67,16 +76,20 @@ class WSLDLoss(nn.Module):
             check_number('ignore_index', ignore_index, integer=True))
         self.num_classes = num_classes if num_classes is None else int(
             check_number('num_classes', num_classes, least=1, integer=True))
-        # A plain dict, because a config's own kind cannot be compiled.
-        self.weighting = (weighting if isinstance(weighting, str) else
-                          dict(weighting))
+        # Plain dicts, because a config's own kind cannot be compiled.
+        self.weighting, self.soft_loss = (
+            given if isinstance(given, str) else dict(given)
+            for given in (weighting, soft_loss))
+        self.transform = transform
+        self.unlabelled = unlabelled
 
     def forward(self, student: Tensor, teacher: Tensor,
                 gt_labels: Tensor) -> Tensor:
         """Compute the loss; see :func:`wsld_plugin.functional.wsld_loss`."""
         return wsld_loss(student, teacher, gt_labels, self.tau,
                          self.loss_weight, self.eps, self.reduction,
-                         self.ignore_index, self.num_classes, self.weighting)
+                         self.ignore_index, self.num_classes, self.weighting,
+                         self.soft_loss, self.transform, self.unlabelled)
 
     def extra_repr(self) -> str:
         """Hyper-parameters, for ``print(model)``."""

@@ -1,0 +1,116 @@
+"""Losses, transforms, weights, labels: each with each of the others."""
+from __future__ import annotations
+
+import oracle
+import pytest
+import torch
+import torch.nn.functional as F
+from loss_tester import LossTester, gradient, make, rows_of, targets_of
+
+from wsld_plugin.functional import soft_label_loss, wsld_loss
+from wsld_plugin.losses import WSLDLoss
+
+DKD = dict(type='dkd', alpha=0.5, beta=8.0)
+LOSSES = ['kl', 'dkd', DKD, 'nkd', dict(type='nkd', gamma=0.7)]
+TRANSFORMS = [None, 'standardize', 'spherical']
+
+
+class Parts(LossTester):
+    soft_loss, transform = 'kl', None
+
+    def build(self, **settings):
+        return WSLDLoss(2.0, weighting='uniform', soft_loss=self.soft_loss,
+                        transform=self.transform, **settings)
+
+    def exact(self, *row):
+        return oracle.row(*row, 2.0, w=1.0, loss=self.soft_loss,
+                          transform=self.transform)
+
+
+class TestDKD(Parts):
+    soft_loss = DKD
+
+
+class TestNKDStandardized(Parts):
+    soft_loss, transform = 'nkd', 'standardize'
+
+
+class TestSpherical(Parts):
+    transform = 'spherical'
+
+
+del Parts
+
+
+@pytest.mark.parametrize('soft_loss', LOSSES, ids=str)
+@pytest.mark.parametrize('transform', TRANSFORMS)
+@pytest.mark.parametrize('weighting', [
+    'wsld', 'uniform', 'entropy', 'drop_regularization',
+    'only_regularization', dict(regularization=0.25, other=1.5)], ids=str)
+@pytest.mark.parametrize('unlabelled', ['ignore', 'teacher', 'uniform'])
+@pytest.mark.parametrize('shape,soft', [
+    ((30, 4), False), ((3, 4, 2, 2), False), ((16, 4), True), ((9, 2), False)])
+def test_each_combination_is_the_oracles(soft_loss, transform, weighting,
+                                         unlabelled, shape, soft):
+    student, teacher, labels = make(shape, soft=soft)
+    if not soft:
+        labels[::2] = 255
+        labels = labels.to(torch.uint8)
+    eps, rows = 0.2 * (weighting == 'wsld'), []
+    for s, t, y in zip(rows_of(student), rows_of(teacher),
+                       targets_of(labels, shape[1], 255)):
+        certain = y is None and unlabelled == 'uniform'
+        gone = y is None and unlabelled == 'ignore'
+        y = y or oracle.one_hot(t.index(max(t)), shape[1])
+        kind = oracle.is_regularization(s, t, y, 3.0)
+        w = 0.0 if gone else 1.0 if certain else dict(
+            wsld=None, uniform=1.0, entropy=oracle.entropy_weight(s, t),
+            drop_regularization=1.0 - kind, only_regularization=1.0 * kind,
+        ).get(str(weighting), 0.25 if kind else 1.5)
+        rows.append(oracle.row(s, t, y, 3.0, eps, w, soft_loss, transform))
+    values, grads = (torch.tensor(x, dtype=torch.float64) for x in zip(*rows))
+    count = (labels != 255).sum() if unlabelled == 'ignore' and not soft else (
+        len(rows))
+    loss = wsld_loss(student, teacher, labels, 3.0, 2.5, eps, 'mean', 255,
+                     None, weighting, soft_loss, transform, unlabelled)
+    torch.testing.assert_close(loss, values.sum() * 2.5 / count, rtol=1e-11,
+                               atol=0)
+    torch.testing.assert_close(
+        gradient(loss, student).movedim(1, -1).flatten(0, -2),
+        grads * 2.5 / count, rtol=1e-9, atol=1e-13)
+
+
+def test_published_formulas():
+    student, teacher, labels = make((32, 10))
+    z_s, z_t = ((z - z.mean(1, keepdim=True)) / (1e-7 + z.std(1, keepdim=True))
+                for z in (student, teacher))
+    theirs = 16 * F.cross_entropy(z_s / 4, (z_t / 4).softmax(1))
+    torch.testing.assert_close(
+        soft_label_loss(student, teacher, labels, tau=4,
+                        transform='standardize').mean(), theirs)
+    others = F.one_hot(labels, 10) == 0
+    rest_s, rest_t = (z[others].view(32, 9) / 4 for z in (student, teacher))
+    theirs = (teacher.softmax(1)[~others] * F.cross_entropy(
+        student, labels, reduction='none')).mean() + 24 * F.cross_entropy(
+            rest_s, rest_t.softmax(1))
+    torch.testing.assert_close(
+        soft_label_loss(student, teacher, labels, 'nkd', tau=4).mean(), theirs)
+
+
+@pytest.mark.parametrize('soft_loss', LOSSES, ids=str)
+@pytest.mark.parametrize('transform', TRANSFORMS)
+def test_extremes_stay_finite(soft_loss, transform):
+    student, teacher, labels = make((8, 5), dtype=torch.float16, scale=2e4)
+    with torch.no_grad():
+        student[:2] = 7  # All equal; then one that both have masked.
+        student[2, 1] = teacher[2, 1] = -torch.inf
+        teacher[3], labels[2], labels[3:] = 0.1, 1, -100
+    for tau in (0.01, 2.0, 1e3):
+        for classes in (5, 2, 1):
+            s = student.detach()[:, :classes].requires_grad_()
+            loss = wsld_loss(
+                s, teacher[:, :classes], labels.clamp(max=classes - 1), tau,
+                soft_loss=soft_loss, transform=transform, unlabelled='teacher')
+            grad = gradient(loss * 1e-6, s)
+            assert loss.isfinite() and grad.isfinite().all()
+            assert not transform or (grad[:2] == 0).all()
