@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -33,10 +34,14 @@ def test_import_is_light_and_changes_what_is_broken_alone(run_python):
         and 'pkg_resources' in Path(
             find_spec('mmengine').submodule_search_locations[0], 'utils',
             'package_utils.py').read_text(),
+        'mmengine-fork-names': bool(find_spec('mmseg')) and not any(
+            distributions(name='mmsegmentation')),
         'mmengine-checkpoints': True,
         'mmrazor-quantization': torch_is >= digit_version('2.0.0'),
-        'mmrazor-mmcv-ceiling':
-        digit_version(adapter._mmcv_version()) > digit_version('2.1.0'),
+        'mmcv-ceiling': any(
+            find_spec(name) and digit_version(adapter._mmcv_version()) >
+            digit_version(newest)
+            for name, newest in adapter._NEWEST_MMCV.items()),
         'mmrazor-teachers': True,
         'own-names': True,
     }
