@@ -140,6 +140,10 @@ def _check_labels(gt_labels: Tensor, classes: int,
     if not readable:
         torch._assert_async(~wrong.any(), message)
     elif wrong.any():
+        if bool((gt_labels == classes).any()):
+            message += (' (a detector that ends in a sigmoid counts the '
+                        'background behind its classes and has no softmax to '
+                        'distil: docs/dense.md)')
         raise ValueError(f'{message}, got {gt_labels[wrong][0].item()}')
 
 
