@@ -1,6 +1,8 @@
 """mmseg, mmdet and mmcls beside mmrazor, by stand-ins of their first lines."""
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import pytest
 
 # Name, and the release of mmcv from which on each refuses it at import.
@@ -72,3 +74,20 @@ def test_configs_of_a_fork_are_found(run_python, site):
     done = run_python('-c', CONFIG, site=site)
     assert done.stdout == 'asked of mmsegmentation\nwith us 18 18\n', (
         done.stdout + done.stderr)
+
+
+def test_mmpretrain_imports_beside_pycocotools(run_python, site_without):
+    if find_spec('transformers') is None:
+        pytest.skip('transformers is not installed')
+    site = site_without('pycocotools')
+    (site / 'pycocotools').mkdir()
+    (site / 'pycocotools' / '__init__.py').touch()
+    info = site / 'pycocotools-2.0.11.dist-info'
+    info.mkdir()
+    (info / 'METADATA').write_text(
+        'Metadata-Version: 2.1\nName: pycocotools\nVersion: 2.0.11\n')
+    plain = run_python('-c', 'import mmpretrain.models', site=site)
+    assert 'NoneType takes no arguments' in plain.stderr, (
+        'mmpretrain imports by itself: is the fix still needed?')
+    done = run_python('-c', 'import wsld_plugin, mmpretrain.models', site=site)
+    assert done.returncode == 0, done.stderr

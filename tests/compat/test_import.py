@@ -22,6 +22,10 @@ print(json.dumps(dict(
     finders=sum('wsld' in type(one).__module__ for one in sys.meta_path),
     fixes=[fix.name for fix in wsld_plugin.compat.fixes_in_force()])))
 '''
+BLIP_NEEDS = '''
+from transformers.modeling_utils import apply_chunking_to_forward
+print('is there')
+'''
 
 
 def test_import_is_light_and_changes_what_is_broken_alone(run_python):
@@ -37,6 +41,9 @@ def test_import_is_light_and_changes_what_is_broken_alone(run_python):
         'mmengine-fork-names': bool(find_spec('mmseg')) and not any(
             distributions(name='mmsegmentation')),
         'mmengine-checkpoints': True,
+        'mmpretrain-multimodal': all(
+            map(find_spec, ('pycocotools', 'transformers')))
+        and not run_python('-c', BLIP_NEEDS).stdout,
         'mmrazor-quantization': torch_is >= digit_version('2.0.0'),
         'mmcv-ceiling': any(
             find_spec(name) and digit_version(adapter._mmcv_version()) >

@@ -30,6 +30,10 @@ _KNOWN = (
         'before torch 2.6 executes whatever a file holds; what mmengine '
         'writes is allowed, anything else is refused by name',
         'mmengine/runner/checkpoint.py'),
+    Fix('mmpretrain-multimodal', 'mmpretrain 1.2', 'transformers>=5',
+        'with pycocotools, which mmdet brings, mmpretrain.models imports its '
+        'multimodal models, on names that transformers no longer has',
+        'mmpretrain/utils/dependency.py'),
     Fix('mmrazor-quantization', 'mmrazor 1.0.0', 'torch>=2.0',
         'its quantization modules use names that torch.ao no longer has, and '
         'mmrazor.models imports them; they are left empty, as on torch 1.12',
