@@ -48,5 +48,4 @@ default_hooks = dict(
 visualizer = dict(
     _delete_=True,
     type='DetLocalVisualizer',
-    vis_backends=[dict(type='LocalVisBackend')],
-    name='visualizer')
+    vis_backends=[dict(type='LocalVisBackend')])

@@ -40,7 +40,6 @@ default_hooks = dict(
 visualizer = dict(
     _delete_=True,
     type='SegLocalVisualizer',
-    vis_backends=[dict(type='LocalVisBackend')],
-    name='visualizer')
+    vis_backends=[dict(type='LocalVisBackend')])
 log_processor = dict(by_epoch=False)
 tta_model = dict(type='SegTTAModel')
