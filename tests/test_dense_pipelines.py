@@ -136,6 +136,16 @@ def test_the_loss_is_that_of_valid_pixels(config: Path,
     torch.testing.assert_close(losses['student.decode.loss_ce'], ce)
 
 
+def test_the_page_trains_the_teacher(config: Path) -> None:
+    text = (ROOT / 'docs' / 'dense.md').read_text()
+    code = re.search(r"```python\n(_base_ = 'seg.*?)```", text, re.DOTALL)[1]
+    cfg = Config.fromstring(
+        code.replace('segmentation_pipeline.py', str(config)), '.py')
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        assert MODELS.build(cfg.model).backbone.depth == 34
+    assert 'WSLDMonitorHook' not in str(cfg.default_hooks)
+
+
 def test_it_trains_and_is_tested(trained: Path, config: Path, call_tool: Call,
                                  capsys: pytest.CaptureFixture) -> None:
     log, = trained.glob('*/vis_data/scalars.json')

@@ -126,7 +126,7 @@ class _Logits(nn.Module):
         if not isinstance(logits, Tensor) or logits.dim() != 4:
             return logits
         return at_size(logits, images.shape[2:],
-                       self.classifier.align_corners)
+                       bool(self.classifier.align_corners))
 
 
 def _preprocessed(classifier: Any, images: Tensor) -> Tensor:
