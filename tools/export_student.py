@@ -55,7 +55,7 @@ def main() -> None:
                   'largest difference of a logit '
                   f'{onnx.largest_difference:.2g} (largest logit '
                   f'{onnx.largest_logit:.3g}), same class for '
-                  f'{onnx.equal_top1}/{onnx.images}.')
+                  f'{onnx.equal_top1}/{onnx.rows}.')
             print(onnx.path)
         else:
             student = export_student(args.checkpoint, args.out)

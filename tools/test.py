@@ -64,11 +64,8 @@ def test_config(args: argparse.Namespace) -> Any:
     if args.amp:
         cfg.test_cfg = dict(cfg.get('test_cfg') or {}, fp16=True)
     if args.show or args.show_dir is not None:
-        if 'visualization' not in cfg.get('default_hooks', {}):
-            command_line.fail('--show and --show-dir need default_hooks.'
-                              'visualization=dict(type="VisualizationHook")')
-        cfg.default_hooks.visualization.update(
-            enable=True, show=args.show, out_dir=args.show_dir,
+        command_line.show_pictures(
+            cfg, show=args.show, folder=args.show_dir,
             wait_time=args.wait_time, interval=args.interval)
     if args.tta:
         command_line.use_test_time_augmentation(cfg)

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import inspect
 import multiprocessing
 import os
 import sys
@@ -15,7 +16,7 @@ from typing import Any, NoReturn
 import torch
 from mmengine.config import Config
 from mmengine.evaluator import DumpResults
-from mmengine.registry import RUNNERS
+from mmengine.registry import HOOKS, RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from . import compat
@@ -194,6 +195,40 @@ def use_test_time_augmentation(cfg: Config) -> None:
         # Or Runner would give it the config's, which is for other models.
         model.setdefault('data_preprocessor', cfg.model.data_preprocessor)
     cfg.model = model
+
+
+def show_pictures(cfg: Config, *, show: bool, folder: str | None,
+                  wait_time: float, interval: int) -> None:
+    """Have the config's visualization hook draw the test's pictures.
+
+    Args:
+        cfg: Its ``default_hooks`` and ``visualizer`` are changed in place.
+        show: Whether each opens in a window.
+        folder: Where they go.
+        wait_time: Of a window, in seconds.
+        interval: Of the pictures that are drawn.
+
+    Raises:
+        ConfigError: If there is no such hook.
+    """
+    hook = cfg.get('default_hooks', {}).get('visualization')
+    if not hook:
+        raise ConfigError('--show and --show-dir need default_hooks.'
+                          'visualization=dict(type="VisualizationHook")')
+    with HOOKS.switch_scope_and_registry(cfg.get('default_scope')) as hooks:
+        kind = hooks.get(hook.type) if isinstance(hook.type,
+                                                  str) else hook.type
+    # Each package's own has other arguments.
+    takes = inspect.signature(kind).parameters if kind else ()
+    hook.update({
+        'enable' if 'enable' in takes else 'draw': True
+    }, show=show, wait_time=wait_time, interval=interval)
+    for name in {'out_dir', 'test_out_dir'} & {*takes}:
+        hook[name] = folder
+        break
+    else:
+        if folder is not None and cfg.get('visualizer'):
+            cfg.visualizer.save_dir = folder
 
 
 def prepare_devices(cfg: Config) -> None:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,6 +22,10 @@ print(json.dumps(dict(
     finders=sum('wsld' in type(one).__module__ for one in sys.meta_path),
     fixes=[fix.name for fix in wsld_plugin.compat.fixes_in_force()])))
 '''
+BLIP_NEEDS = '''
+from transformers.modeling_utils import apply_chunking_to_forward
+print('is there')
+'''
 
 
 def test_import_is_light_and_changes_what_is_broken_alone(run_python):
@@ -33,10 +38,17 @@ def test_import_is_light_and_changes_what_is_broken_alone(run_python):
         and 'pkg_resources' in Path(
             find_spec('mmengine').submodule_search_locations[0], 'utils',
             'package_utils.py').read_text(),
+        'mmengine-fork-names': bool(find_spec('mmseg')) and not any(
+            distributions(name='mmsegmentation')),
         'mmengine-checkpoints': True,
+        'mmpretrain-multimodal': all(
+            map(find_spec, ('pycocotools', 'transformers')))
+        and not run_python('-c', BLIP_NEEDS).stdout,
         'mmrazor-quantization': torch_is >= digit_version('2.0.0'),
-        'mmrazor-mmcv-ceiling':
-        digit_version(adapter._mmcv_version()) > digit_version('2.1.0'),
+        'mmcv-ceiling': any(
+            find_spec(name) and digit_version(adapter._mmcv_version()) >
+            digit_version(newest)
+            for name, newest in adapter._NEWEST_MMCV.items()),
         'mmrazor-teachers': True,
         'own-names': True,
     }

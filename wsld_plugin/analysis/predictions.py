@@ -21,6 +21,7 @@ from ..checkpoints import (
 )
 from ..checkpoints.loading import strip_prefix
 from .errors import AnalysisError
+from .pixels import grid_pixels, is_dense
 
 
 def evaluation_loader(cfg: Config, split: str) -> DataLoader:
@@ -133,7 +134,7 @@ def logits(networks: Sequence[nn.Module],
 
     Yields:
         The logits ``(N, C)`` of each network and the labels ``(N,)``, on
-        the CPU.
+        the CPU; of mmseg's networks those of :func:`grid_pixels`.
 
     Raises:
         AnalysisError: If a network gives no logits of this shape.
@@ -141,17 +142,19 @@ def logits(networks: Sequence[nn.Module],
     for batch in batches:
         preprocess: Any = networks[0].data_preprocessor
         data = preprocess(batch, False)
-        outputs = []
-        for network in networks:
-            output = network(data['inputs'], mode='tensor')
+        outputs = [network(data['inputs'], mode='tensor')
+                   for network in networks]
+        if all(map(is_dense, networks)):
+            yield grid_pixels(networks, outputs, data['data_samples'])
+            continue
+        for output in outputs:
             if not isinstance(output, Tensor) or output.dim() != 2:
                 raise AnalysisError(
                     'the networks must give logits of shape (N, C), got '
                     f'{tuple(getattr(output, "shape", [type(output)]))}')
-            outputs.append(output.cpu())
         labels = torch.cat(
             [sample.gt_label.cpu() for sample in data['data_samples']])
-        yield outputs, labels
+        yield [output.cpu() for output in outputs], labels
 
 
 def _build(cfg: Config, model: dict[str, Any]) -> nn.Module:

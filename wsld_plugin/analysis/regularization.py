@@ -18,6 +18,7 @@ from ..functional import (
     wsld_weight,
 )
 from .errors import AnalysisError
+from .pixels import GRID, draw_maps, is_dense
 from .predictions import (
     evaluation_loader,
     logits,
@@ -100,15 +101,18 @@ def regularization_report(config: Config,
     classes = _summary(samples, ['checkpoint', 'label', 'class'])
     striking = _striking(classes[classes['checkpoint'] == names[-1]])
     totals = _summary(samples, ['checkpoint'])
-    to_rgb = getattr(networks[0].data_preprocessor, 'to_rgb', False)
     files: dict[str, Any] = {
         'shares.png': draw_shares(totals, striking),
-        'weights.png': draw_weights(samples),
-        'least_weight.png': draw_samples(
-            last.nsmallest(_PICTURES, 'weight'), loader.dataset, to_rgb),
-        'most_weight.png': draw_samples(
-            last.nlargest(_PICTURES, 'weight'), loader.dataset, to_rgb)
+        'weights.png': draw_weights(samples)
     }
+    if is_dense(networks[0]):
+        files['maps.png'] = draw_maps(*networks[-2:], loader, settings)
+    else:
+        to_rgb = getattr(networks[0].data_preprocessor, 'to_rgb', False)
+        for name, rows in (('least', last.nsmallest(_PICTURES, 'weight')),
+                           ('most', last.nlargest(_PICTURES, 'weight'))):
+            files[f'{name}_weight.png'] = draw_samples(
+                rows, loader.dataset, to_rgb)
     stem = Path(config.filename or 'config').stem
     files.update({
         'samples.csv': samples,
@@ -221,7 +225,9 @@ def _networks(config: Config,
         for checkpoint in loaded.values()
     ]
     for names in (epochs, [Path(path).stem for path in loaded], [*loaded]):
-        if len({*names}) == len(names) and 'epoch None' not in names:
+        # Those of trainings by iterations are all of epoch 0.
+        if len({*names}) == len(names) and not {
+                'epoch None', 'epoch 0'} & {*names}:
             break
     networks = [
         student_network(config, checkpoint, path)
@@ -287,6 +293,9 @@ def _page(title: str, settings: LossSettings, totals: pd.DataFrame,
         (f'By class; of more than {_SHOWN_CLASSES}, those with the highest '
          'and the lowest share',
          striking.drop(columns=['checkpoint', 'label'])),
-        ('Samples with the least weight', pictures['least_weight.png']),
-        ('Samples with the most weight', pictures['most_weight.png']),
+        *((title, pictures[name]) for title, name in (
+            ('Samples with the least weight', 'least_weight.png'),
+            ('Samples with the most weight', 'most_weight.png'),
+            (f'Samples are {GRID} x {GRID} pixels of each picture; here are '
+             'all of some', 'maps.png')) if name in pictures),
     ])

@@ -16,11 +16,14 @@ from mmengine.registry import DATASETS, MODELS, DefaultScope
 from torch import Tensor, nn
 
 from ..config import load_config
+from ..functional.dense import at_size
 from .atomic import write_atomically
 from .loading import CheckpointError, load_weights, read_checkpoint
 from .student import export_path, student_checkpoint, student_model
 
 _PICTURES = 100
+# Of all pictures together.
+_PIXELS = 2**25
 # Of the largest logit: float32 sums in another order stay far below, a wrong
 # mean or a lost layer is far above.
 _TOLERANCE = 1e-4
@@ -41,8 +44,9 @@ class OnnxStudent(NamedTuple):
     # Between any two logits; and the magnitude of the student's largest.
     largest_difference: float
     largest_logit: float
-    # For how many pictures both named the same class.
+    # For how many of the rows, pictures or pixels, both named the same class.
     equal_top1: int
+    rows: int
 
 
 def export_onnx(source: str,
@@ -54,9 +58,10 @@ def export_onnx(source: str,
     """Write a checkpoint's student as an ONNX file.
 
     The file maps a batch of any size, ``images`` of shape (N, 3, H, W), to
-    ``logits`` of shape (N, C). It is read back, run on pictures of the
-    student's test set, or where there is none on pieces of photographs that
-    come with scikit-learn, and kept only if its logits are the student's.
+    ``logits`` of shape (N, C), those of pixels at the pictures' one size of
+    shape (N, C, H, W). It is read back, run on pictures of the student's test
+    set, or where there is none on pieces of photographs that come with
+    scikit-learn, and kept only if its logits are the student's.
 
     Args:
         source: Path or URL of a checkpoint of a distiller or classifier.
@@ -91,7 +96,8 @@ def export_onnx(source: str,
         if not with_preprocessing:
             pictures = _preprocessed(classifier, pictures)
         part = Path(folder, path.name)
-        _write(student, pictures[:2], part, opset)
+        # Of one, torch would take the size of the batch for a constant.
+        _write(student, torch.cat([pictures] * 2)[:2], part, opset)
         written = OnnxStudent(path, *_compare(student, _read(part), pictures))
         limit = _TOLERANCE * written.largest_logit
         # So that NaN is not below it either.
@@ -116,11 +122,24 @@ class _Logits(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if self.with_preprocessing:
             images = _preprocessed(self.classifier, images)
-        return self.classifier(images, mode='tensor')
+        logits = self.classifier(images, mode='tensor')
+        if not isinstance(logits, Tensor) or logits.dim() != 4:
+            return logits
+        return at_size(logits, images.shape[2:],
+                       bool(self.classifier.align_corners))
 
 
 def _preprocessed(classifier: Any, images: Tensor) -> Tensor:
-    return classifier.data_preprocessor(dict(inputs=images))['inputs']
+    preprocessor = classifier.data_preprocessor
+    if not hasattr(preprocessor, '_channel_conversion'):
+        return preprocessor(dict(inputs=images))['inputs']
+    # mmseg's goes through a list, which has no length of any size.
+    if preprocessor._channel_conversion:
+        images = images.flip(1)
+    images = images.float()
+    if preprocessor._enable_normalize:
+        images = (images - preprocessor.mean) / preprocessor.std
+    return images
 
 
 def _check(opset: int | None) -> None:
@@ -166,7 +185,7 @@ def _pictures(cfg: Config) -> Tensor:
         photos = load_sample_images().images
         steps = Compose([
             step for step in test_set.pipeline
-            if not step['type'].split('.')[-1].startswith('LoadImage')
+            if not step['type'].split('.')[-1].startswith('Load')
         ])
         packed = []
         for i in range(_PICTURES):
@@ -176,23 +195,32 @@ def _pictures(cfg: Config) -> Tensor:
             packed.append(
                 steps(dict(img=piece.copy(), img_shape=piece.shape[:2],
                            ori_shape=piece.shape[:2])))
-    return torch.stack([item['inputs'] for item in packed])
+    inputs = [item['inputs'] for item in packed]
+    # Those of segmentation may differ; the file is for one size.
+    inputs = [one for one in inputs if one.shape == inputs[0].shape]
+    return torch.stack(inputs[:1 + _PIXELS // inputs[0][0].numel()])
 
 
 def _compare(student: nn.Module, written: Callable[[Tensor], Tensor],
-             images: Tensor) -> tuple[int, float, float, int]:
+             images: Tensor) -> tuple[int, float, float, int, int]:
     # A batch of one first: a size that was traced as a constant shows.
-    batches = [images[:1], *images[1:].split(32)]
-    results = [(student(batch), written(batch)) for batch in batches]
-    for expected, got in results:
+    size = min(32, 1 + _PIXELS // 8 // images[0][0].numel())
+    largest = difference = torch.zeros(())
+    same = rows = 0
+    for batch in [images[:1], *images[1:].split(size)]:
+        if not len(batch):
+            continue
+        expected, got = student(batch), written(batch)
         if got.shape != expected.shape:
             raise OnnxError(
                 'the file was not kept: its logits have the shape '
                 f'{tuple(got.shape)}, expected {tuple(expected.shape)}')
-    expected, got = map(torch.cat, zip(*results))
-    return (len(images), float((got - expected).abs().max()),
-            float(expected.abs().max()),
-            int((got.argmax(1) == expected.argmax(1)).sum()))
+        # NaN stays NaN, as it would not in Python's max.
+        difference = torch.maximum(difference, (got - expected).abs().max())
+        largest = torch.maximum(largest, expected.abs().max())
+        equal = got.argmax(1) == expected.argmax(1)
+        same, rows = same + int(equal.sum()), rows + equal.numel()
+    return len(images), float(difference), float(largest), same, rows
 
 
 def _write(student: nn.Module, images: Tensor, path: Path,

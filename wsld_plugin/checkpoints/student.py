@@ -27,8 +27,8 @@ from .loading import (
 
 # What a config says about a network and its test, not about its training.
 _TEST_FIELDS = ('default_scope', 'custom_imports', 'data_preprocessor',
-                'test_dataloader', 'test_cfg', 'test_evaluator',
-                'tta_pipeline', 'tta_model')
+                'test_dataloader', 'test_pipeline', 'test_cfg',
+                'test_evaluator', 'tta_pipeline', 'tta_model')
 _KEPT_META = ('dataset_meta', 'epoch', 'iter', 'seed', 'experiment_name',
               'time', 'mmengine_version', 'metrics')
 

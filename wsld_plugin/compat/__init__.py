@@ -6,7 +6,7 @@ present, and is listed by :func:`fixes_in_force`. :func:`apply` runs when
 """
 from __future__ import annotations
 
-from . import checkpoint, mmengine, mmrazor, names, teachers
+from . import checkpoint, mmengine, mmpretrain, mmrazor, names, teachers
 from .amp import prepare_amp
 from .distributed import prepare_distributed
 from .fix import Fix, fixes_in_force
@@ -32,6 +32,7 @@ def apply() -> None:
     _applied = True
     mmengine.apply()
     checkpoint.apply()
+    mmpretrain.apply()
     mmrazor.apply()
     teachers.apply()
     names.apply()

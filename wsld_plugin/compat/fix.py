@@ -21,11 +21,19 @@ _KNOWN = (
         'configs that inherit from "package::config" cannot be read: mmengine '
         'looks packages up by pkg_resources',
         'mmengine/utils/package_utils.py'),
+    Fix('mmengine-fork-names', 'mmengine 0.10', 'onedl-mmsegmentation',
+        'configs of "mmseg::config" are asked of the distribution '
+        'mmsegmentation, which mmengine then installs over the fork\'s files',
+        'mmengine/config/utils.py'),
     Fix('mmengine-checkpoints', 'mmengine 0.10', 'all',
         'torch.load refuses the log history in mmengine checkpoints, or '
         'before torch 2.6 executes whatever a file holds; what mmengine '
         'writes is allowed, anything else is refused by name',
         'mmengine/runner/checkpoint.py'),
+    Fix('mmpretrain-multimodal', 'mmpretrain 1.2', 'transformers>=5',
+        'with pycocotools, which mmdet brings, mmpretrain.models imports its '
+        'multimodal models, on names that transformers no longer has',
+        'mmpretrain/utils/dependency.py'),
     Fix('mmrazor-quantization', 'mmrazor 1.0.0', 'torch>=2.0',
         'its quantization modules use names that torch.ao no longer has, and '
         'mmrazor.models imports them; they are left empty, as on torch 1.12',
@@ -40,8 +48,10 @@ _KNOWN = (
     Fix('mmcv-missing', 'mmrazor 1.0.0, mmpretrain', 'mmcv not installed',
         'their import error does not say that mmcv-lite will do',
         'mmrazor/__init__.py'),
-    Fix('mmrazor-mmcv-ceiling', 'mmrazor 1.0.0', 'mmcv>2.1.0',
-        'it refuses every newer mmcv at import', 'mmrazor/__init__.py'),
+    Fix('mmcv-ceiling', 'mmrazor, mmseg, mmdet, mmcls',
+        'mmcv>2.1.0, for mmcls >2.0.1',
+        'they refuse every newer mmcv at import, and mmrazor, which imports '
+        'the others, fails with them', 'mmrazor/__init__.py'),
     Fix('own-names', 'mmengine', 'all',
         'it takes "package::config" of the packages that it lists only, and '
         'of configs in folders only', 'mmengine/config/utils.py'),

@@ -1,4 +1,4 @@
-"""mmengine 0.10 where setuptools no longer brings pkg_resources."""
+"""How mmengine 0.10 looks packages up, without pkg_resources and for forks."""
 from __future__ import annotations
 
 import os.path as osp
@@ -8,6 +8,7 @@ from importlib.util import find_spec
 
 import mmengine.config.config
 import mmengine.utils.package_utils
+from mmengine.config.utils import MODULE2PACKAGE
 
 from .fix import put_on_record
 
@@ -17,7 +18,17 @@ _BINDING_MODULES = ('mmengine.utils.package_utils', 'mmengine.utils',
 
 
 def apply() -> None:
-    """Make ``package::config`` paths resolve without pkg_resources."""
+    """Make ``package::config`` paths resolve, whoever distributes it."""
+    _look_modules_up()
+    for module, package in MODULE2PACKAGE.items():
+        # A fork's: mmengine would install the original over its files.
+        if find_spec(module) is not None and _package_dir(package) is None:
+            MODULE2PACKAGE[module] = module
+            put_on_record('mmengine-fork-names')
+
+
+def _look_modules_up() -> None:
+    """Replace mmengine's lookups where there is no pkg_resources."""
     asks = mmengine.utils.package_utils.get_installed_path.__code__.co_names
     if 'pkg_resources' not in asks or find_spec('pkg_resources') is not None:
         return

@@ -1,9 +1,10 @@
-"""mmrazor 1.0.0 on torch 2 and on mmcv 2.2."""
+"""mmrazor 1.0.0 on torch 2, and it and its peers on mmcv 2.2."""
 from __future__ import annotations
 
 import runpy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -23,8 +24,14 @@ _QUANTIZATION_MODULES = (
     'mmrazor.structures.quantization.backend_config.mapping',
     'mmrazor.models.quantizers.native_quantizer',
 )
-# Newest release that mmrazor 1.0.0 accepts.
-_NEWEST_MMCV = '2.1.0'
+# Newest release that each accepts, where it is installed. mmrazor imports the
+# others, and takes nothing but an ImportError for their absence.
+_NEWEST_MMCV = {
+    'mmrazor': '2.1.0',
+    'mmseg': '2.1.0',
+    'mmdet': '2.1.0',
+    'mmcls': '2.0.1'
+}
 
 
 def apply() -> None:
@@ -38,9 +45,12 @@ def apply() -> None:
         around_import('mmrazor', _mmcv_named_if_missing)
         around_import('mmpretrain', _mmcv_named_if_missing)
         put_on_record('mmcv-missing')
-    elif digit_version(mmcv_version) > digit_version(_NEWEST_MMCV):
-        around_import('mmrazor', _mmcv_taken_for_newest_known)
-        put_on_record('mmrazor-mmcv-ceiling')
+        return
+    for name, newest in _NEWEST_MMCV.items():
+        if digit_version(mmcv_version) > digit_version(newest) and find_spec(
+                name) is not None:
+            around_import(name, partial(_mmcv_taken_for, newest))
+            put_on_record('mmcv-ceiling')
 
 
 def _mmcv_version() -> str | None:
@@ -77,10 +87,10 @@ def _quantization_left_out(module: ModuleType) -> Iterator[None]:
 
 
 @contextmanager
-def _mmcv_taken_for_newest_known(module: ModuleType) -> Iterator[None]:
-    """Let ``mmcv.__version__`` read 2.1.0 meanwhile."""
+def _mmcv_taken_for(version: str, module: ModuleType) -> Iterator[None]:
+    """Let ``mmcv.__version__`` read another one meanwhile."""
     import mmcv
-    with patch.object(mmcv, '__version__', _NEWEST_MMCV):
+    with patch.object(mmcv, '__version__', version):
         yield
 
 

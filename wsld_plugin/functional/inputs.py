@@ -153,14 +153,19 @@ def _check_labels(gt_labels: Tensor, classes: int,
     if ignore_index is not None:
         wrong &= gt_labels != ignore_index
         message += f' or ignore_index={ignore_index}'
-    _refuse(readable, wrong, gt_labels, message)
+    _refuse(readable, wrong, gt_labels, message, classes)
 
 
-def _refuse(readable: bool, wrong: Tensor, values: Tensor,
-            message: str) -> None:
+def _refuse(readable: bool, wrong: Tensor, values: Tensor, message: str,
+            background: Optional[int] = None) -> None:
     if readable:
         if wrong.any():
-            raise ValueError(f'{message}, got {values[wrong][0].item()}')
+            found = values[wrong][0].item()
+            if found == background:
+                message += (' (a detector that ends in a sigmoid counts the '
+                            'background behind its classes and has no softmax '
+                            'to distil: docs/dense.md)')
+            raise ValueError(f'{message}, got {found}')
     elif not _functorch_works() and hasattr(torch, 'compiler'):
         torch._assert_async(~wrong.any(), message)
 

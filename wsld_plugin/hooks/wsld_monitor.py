@@ -23,6 +23,7 @@ from ..functional import (
     wsld_weight,
 )
 from ..functional.blocks import block_positions, cut
+from ..functional.dense import without_channel
 from ..functional.inputs import has_class_indices, split_labels
 from ..losses import WSLDLoss
 from .undo import train_within
@@ -121,8 +122,9 @@ class WSLDMonitorHook(Hook):
         """A loss's ``forward`` that adds up what it is given."""
         forward = loss.forward
 
-        def add_up(student: Tensor, teacher: Tensor,
-                   gt_labels: Tensor) -> None:
+        def add_up(student: Tensor, teacher: Tensor, gt_labels: Tensor,
+                   teacher_labels: Any = None) -> None:
+            gt_labels = without_channel(gt_labels, student)
             # A loss may be called more than once in an iteration.
             sums = _sums(student, teacher, gt_labels, loss)
             self._recent[-1][prefix] = sums + self._recent[-1].get(prefix, 0)

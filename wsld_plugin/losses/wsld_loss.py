@@ -14,6 +14,7 @@ from wsld_plugin.functional import (
     check_settings,
     wsld_loss,
 )
+from wsld_plugin.functional.dense import check_rows, without_channel
 
 
 @MODELS.register_module()
@@ -83,9 +84,16 @@ class WSLDLoss(nn.Module):
         self.transform = transform
         self.unlabelled = unlabelled
 
-    def forward(self, student: Tensor, teacher: Tensor,
-                gt_labels: Tensor) -> Tensor:
-        """Compute the loss; see :func:`wsld_plugin.functional.wsld_loss`."""
+    def forward(self, student: Tensor, teacher: Tensor, gt_labels: Tensor,
+                teacher_labels: Optional[Tensor] = None) -> Tensor:
+        """Compute the loss; see :func:`wsld_plugin.functional.wsld_loss`.
+
+        Labels of pixels may be ``(N, 1, H, W)``. If ``teacher_labels`` are
+        given, :func:`wsld_plugin.functional.dense.check_rows` compares them.
+        """
+        gt_labels = without_channel(gt_labels, student)
+        if teacher_labels is not None:
+            check_rows(gt_labels, without_channel(teacher_labels, teacher))
         return wsld_loss(student, teacher, gt_labels, self.tau,
                          self.loss_weight, self.eps, self.reduction,
                          self.ignore_index, self.num_classes, self.weighting,
