@@ -27,14 +27,11 @@ def parse_args() -> argparse.Namespace:
         help='take pictures as OpenCV reads them and normalise them inside '
         'the file')
     others.add_argument(
-        '--opset', type=int, metavar='N', help="default: torch's choice")
-    others.add_argument(
         '--config',
         help='config file, for a checkpoint that does not hold its config')
     args = parser.parse_args()
-    if not args.onnx and (args.with_preprocessing or args.opset is not None
-                          or args.config):
-        parser.error('--with-preprocessing, --opset and --config need --onnx')
+    if not args.onnx and (args.with_preprocessing or args.config):
+        parser.error('--with-preprocessing and --config need --onnx')
     return args
 
 
@@ -49,7 +46,6 @@ def main() -> None:
                 args.checkpoint,
                 args.out,
                 config=args.config,
-                opset=args.opset,
                 with_preprocessing=args.with_preprocessing)
             print(f'Compared with the student on {onnx.images} pictures: '
                   'largest difference of a logit '

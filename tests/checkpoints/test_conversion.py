@@ -22,12 +22,8 @@ from wsld_plugin.checkpoints import (
 ROOT = Path(__file__).parents[2]
 NAMES = {
     'resnet18': 'resnet18_8xb32_in1k',
-    'resnet34': 'resnet34_8xb32_in1k',
     'resnet50': 'resnet50_8xb32_in1k',
     'resnext50_32x4d': 'resnext50-32x4d_8xb32_in1k',
-    'mobilenet_v2': 'mobilenet-v2_8xb32_in1k',
-    'mobilenet_v3_small': 'mobilenet-v3-small_8xb128_in1k',
-    'mobilenet_v3_large': 'mobilenet-v3-large_8xb128_in1k',
 }
 
 
