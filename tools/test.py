@@ -4,7 +4,6 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 from _start import add_run_arguments, start
 
@@ -14,31 +13,12 @@ SUFFIXES = {'pred': ('.pkl', '.pickle'), 'metrics': ('.json', )}
 def parse_args() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        'config', help='config file, of a distillation or of a classifier')
-    parser.add_argument(
-        'checkpoint', help='checkpoint, of a distiller or of a classifier')
-    parser.add_argument(
-        '--out', help='file for the predictions (.pkl) or metrics (.json)')
-    parser.add_argument(
-        '--out-item',
-        choices=['metrics', 'pred'],
-        default='pred',
+    add = parser.add_argument
+    add('config', help='config file, of a distillation or of a classifier')
+    add('checkpoint', help='of a distiller or of a classifier')
+    add('--out', help='file for the predictions (.pkl) or metrics (.json)')
+    add('--out-item', choices=['metrics', 'pred'], default='pred',
         help='what to write to --out (default: pred, the predictions)')
-    parser.add_argument(
-        '--amp', action='store_true', help='test in mixed precision')
-    parser.add_argument(
-        '--show-dir', help='folder for the images with their predictions')
-    parser.add_argument(
-        '--show', action='store_true', help='show the images in a window')
-    parser.add_argument(
-        '--interval', type=int, default=1, help='of the images shown')
-    parser.add_argument(
-        '--wait-time', type=float, default=2, help='of each, in seconds')
-    parser.add_argument(
-        '--tta',
-        action='store_true',
-        help="average over the config's augmentations, or over flips")
     add_run_arguments(parser)
     args = parser.parse_args()
     if args.out_item == 'metrics' and args.out is None:
@@ -50,42 +30,21 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def test_config(args: argparse.Namespace) -> Any:
-    """Config of the test that the command line asks for."""
-    from wsld_plugin import command_line
-    from wsld_plugin.checkpoints import student_model
-    cfg = command_line.read_run_config(args, 'test')
-    # The teacher plays no part, and need not be downloaded.
-    cfg.model = student_model(cfg.model)
-    cfg.resume, cfg.load_from = False, None
-    command_line.set_dataloader_defaults(
-        cfg, 'test', persistent_workers=False,
-        pin_memory=not args.no_pin_memory)
-    if args.amp:
-        cfg.test_cfg = dict(cfg.get('test_cfg') or {}, fp16=True)
-    if args.show or args.show_dir is not None:
-        if 'visualization' not in cfg.get('default_hooks', {}):
-            command_line.fail('--show and --show-dir need default_hooks.'
-                              'visualization=dict(type="VisualizationHook")')
-        cfg.default_hooks.visualization.update(
-            enable=True, show=args.show, out_dir=args.show_dir,
-            wait_time=args.wait_time, interval=args.interval)
-    if args.tta:
-        command_line.use_test_time_augmentation(cfg)
-    return cfg
-
-
 def main() -> None:
     """Test, and print the metrics as the last line."""
     args = parse_args()
     from mmengine.dist import is_main_process
 
     from wsld_plugin import command_line
-    from wsld_plugin.checkpoints import write_atomically
+    from wsld_plugin.checkpoints import student_model, write_atomically
     with command_line.one_line_errors():
+        cfg = command_line.read_run_config(args, 'test')
+        # The teacher plays no part, and need not be downloaded.
+        cfg.model = student_model(cfg.model)
+        cfg.resume, cfg.load_from = False, None
+        predictions = args.out if args.out_item == 'pred' else None
         metrics = command_line.evaluate_student(
-            test_config(args), args.checkpoint,
-            args.out if args.out_item == 'pred' else None)
+            cfg, args.checkpoint, predictions)
         if is_main_process():
             line = json.dumps(metrics, default=lambda number: number.tolist())
             if args.out_item == 'metrics':

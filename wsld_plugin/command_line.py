@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -87,10 +86,11 @@ def read_run_config(args: argparse.Namespace,
     Args:
         args: With ``config``, ``cfg_options``, ``work_dir``, ``launcher``
             and ``local_rank``, as the tools take them.
-        split: ``'train'``, ``'val'`` or ``'test'``: what the run is over.
+        split: ``'train'`` or ``'test'``: what the run is over.
 
     Returns:
-        The config, with ``work_dir`` and ``launcher``.
+        The config, with ``work_dir``, ``launcher``, and what dataloaders
+        leave open as mmpretrain fills it in.
 
     Raises:
         ConfigError: As :func:`wsld_plugin.config.load_config`, and if there
@@ -106,32 +106,18 @@ def read_run_config(args: argparse.Namespace,
     cfg.work_dir = (
         args.work_dir or cfg.get('work_dir')
         or f'./work_dirs/{Path(args.config).stem}')
+    for split in ('train', 'val', 'test'):
+        loader = cfg.get(f'{split}_dataloader')
+        if not loader:
+            continue
+        if _is_classification(cfg):
+            loader.setdefault('collate_fn', dict(type='default_collate'))
+        # Workers that outlive an epoch keep their random state, which a
+        # resumed run could not restore.
+        loader.setdefault('persistent_workers', split != 'train'
+                          and loader.get('num_workers', 0) > 0)
+        loader.setdefault('pin_memory', torch.cuda.is_available())
     return cfg
-
-
-def set_dataloader_defaults(cfg: Config, split: str, *,
-                            persistent_workers: bool,
-                            pin_memory: bool) -> None:
-    """Fill in what a dataloader's config leaves open, as mmpretrain does.
-
-    Args:
-        cfg: Its ``{split}_dataloader``, where it has one, is changed in
-            place. What mmpretrain's preprocessor of classification gets is
-            collated by ``default_collate``.
-        split: ``'train'``, ``'val'`` or ``'test'``.
-        persistent_workers: Whether workers should outlive an epoch.
-        pin_memory: False to forbid pinning; it is of use with CUDA only.
-    """
-    loader = cfg.get(f'{split}_dataloader')
-    if not loader:
-        return
-    if _is_classification(cfg):
-        loader.setdefault('collate_fn', dict(type='default_collate'))
-    loader.setdefault('persistent_workers', persistent_workers
-                      and loader.get('num_workers', 0) > 0)
-    loader.setdefault('pin_memory', torch.cuda.is_available())
-    if not pin_memory:
-        loader.pin_memory = False
 
 
 def _is_classification(cfg: Config) -> bool:
@@ -165,34 +151,6 @@ def use_mixed_precision(cfg: Config) -> None:
     wrapper.setdefault('loss_scale', 'dynamic')
     if not torch.cuda.is_available():
         wrapper.setdefault('dtype', 'bfloat16')
-
-
-def use_test_time_augmentation(cfg: Config) -> None:
-    """Test with the config's augmentations, by default with flips.
-
-    Args:
-        cfg: Its ``model`` and ``test_dataloader`` are changed in place.
-
-    Raises:
-        ConfigError: If it does not say how to average, or what to augment.
-    """
-    if 'tta_model' not in cfg and not _is_classification(cfg):
-        raise ConfigError('--tta needs tta_model in the config')
-    dataset = cfg.test_dataloader.dataset
-    if not dataset.get('pipeline'):
-        raise ConfigError('--tta needs test_dataloader.dataset.pipeline')
-    *head, pack = deepcopy(dataset.pipeline)
-    flips = [dict(type='RandomFlip', prob=prob) for prob in (1.0, 0.0)]
-    dataset.pipeline = cfg.get('tta_pipeline') or [
-        *head, dict(type='TestTimeAug', transforms=[flips, [pack]])
-    ]
-    model = dict(
-        cfg.get('tta_model') or dict(type='mmpretrain.AverageClsScoreTTA'),
-        module=cfg.model)
-    if cfg.model.get('data_preprocessor'):
-        # Or Runner would give it the config's, which is for other models.
-        model.setdefault('data_preprocessor', cfg.model.data_preprocessor)
-    cfg.model = model
 
 
 def prepare_devices(cfg: Config) -> None:

@@ -140,7 +140,7 @@ def _option(text: str) -> tuple[str, Any]:
         return key, value
     found = argparse.Namespace()
     try:
-        if re.search(r'^["\']|\bdict\(|{', value):
+        if re.search(r'^["\'](?![[(])|\bdict\(|{', value):
             return key, literal(value)
         DictAction([], 'options')(argparse.ArgumentParser(), found, [text])
     except AssertionError as error:  # of mmengine's
