@@ -8,28 +8,15 @@ if [ $# -lt 2 ]; then
     echo "usage: $0 CONFIG GPUS [arguments of train.py]" >&2
     exit 2
 fi
-CONFIG=$1
-GPUS=$2
 TOOLS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-PYTHON=${PYTHON:-python}
-NNODES=${NNODES:-1}
-NODE_RANK=${NODE_RANK:-0}
-MASTER_ADDR=${MASTER_ADDR:-127.0.0.1}
-if [ -z "${PORT:-}" ]; then
-    # Machines must agree on a port; one machine can take any free one, so
-    # that two runs on it do not meet.
-    PORT=29500
-    if [ "$NNODES" = 1 ]; then
-        PORT=$("$PYTHON" -c 'import socket; s = socket.socket(); \
-s.bind(("", 0)); print(s.getsockname()[1])')
-    fi
+# One machine takes any free port, so that two runs on it do not meet.
+WHERE=(--standalone)
+if [ "${NNODES:-1}" != 1 ]; then
+    WHERE=(--nnodes="$NNODES" --node_rank="${NODE_RANK:-0}"
+        --master_addr="${MASTER_ADDR:-127.0.0.1}"
+        --master_port="${PORT:-29500}")
 fi
-
 export PYTHONPATH="$TOOLS/..${PYTHONPATH:+:$PYTHONPATH}"
-exec "$PYTHON" -m torch.distributed.run \
-    --nnodes="$NNODES" \
-    --node_rank="$NODE_RANK" \
-    --master_addr="$MASTER_ADDR" \
-    --master_port="$PORT" \
-    --nproc_per_node="$GPUS" \
-    "$TOOLS/train.py" "$CONFIG" --launcher pytorch "${@:3}"
+exec "${PYTHON:-python}" -m torch.distributed.run "${WHERE[@]}" \
+    --nproc_per_node="$2" "$TOOLS/${WSLD_TOOL:-train.py}" "$1" \
+    --launcher pytorch "${@:3}"
