@@ -211,16 +211,17 @@ def unbuildable(error: BaseException) -> str | None:
     from mmengine.runner import BaseLoop, Runner
     what = None
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        name, owner = frame.f_code.co_name, frame.f_locals.get('self')
-        if name == 'run' and isinstance(owner, BaseLoop):
+        name, names = frame.f_code.co_name, frame.f_locals
+        if name == 'run' and isinstance(names.get('self'), BaseLoop):
             return None
-        if frame.f_code is build_from_cfg.__code__:
-            # The innermost is the most telling.
-            kind = frame.f_locals['cfg'].get('type')
-            what = getattr(kind, '__name__', kind)
-        elif isinstance(owner, Runner) and name.startswith(
+        if isinstance(names.get('self'), Runner) and name.startswith(
                 ('build_', '__init__')):
-            what = what or 'what the config describes'
+            what = what or {'__init__': 'a runner'}.get(name, name[6:])
+        inner = names.get('optimizer_cfg', names.get('cfg'))
+        if (what or frame.f_code is build_from_cfg.__code__) and isinstance(
+                inner, Mapping) and 'type' in inner:
+            # The innermost is the most telling.
+            what = getattr(inner['type'], '__name__', inner['type'])
     said = str(error.args[0] if error.args else '')
     said = ' '.join(said.partition(' Please check')[0].split())
     if ' ' not in said:
