@@ -242,7 +242,7 @@ def test_tool_prints_paths_and_all_that_failed(
     out, error = capsys.readouterr()
     assert [line for line in out.splitlines() if line[0] == '/'] == [
         f'{tmp_path}/out/{NAME}', f'{tmp_path}/out/{NAME}',
-        f'{tmp_path}/home/checkpoints/{NAME}']
+        str(tmp_path / 'home' / 'checkpoints' / NAME)]
     line, = [line for line in error.splitlines()
              if line.startswith('download_checkpoints.py: ')]
     assert 'name_or_url=resnet34_8xb32: expected' in line
@@ -257,7 +257,7 @@ def test_offline_says_which_file_goes_where(
     lines = re.findall(r'offline: (\S+) is missing; fetch (\S+) elsewhere and '
                        'put it there', capsys.readouterr().err)
     assert [Path(path) for path, _ in lines] == [
-        tmp_path / 'home/checkpoints' / url.rsplit('/')[-1]
+        tmp_path / 'home' / 'checkpoints' / url.rsplit('/')[-1]
         for _, url in lines]
     assert len(lines) == 2
 
