@@ -1,6 +1,7 @@
 """load_config: each mistake in one line; what runs add to a config."""
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from wsld_plugin.command_line import (
-    set_dataloader_defaults,
-    use_mixed_precision,
-    use_test_time_augmentation,
-)
+from wsld_plugin.command_line import read_run_config, use_mixed_precision
 from wsld_plugin.config import ConfigError, load_config
 
 ROOT = Path(__file__).parents[1]
@@ -140,32 +137,23 @@ SEGMENTOR = dict(type='EncoderDecoder')
     (dict(type='Distill', architecture=SEGMENTOR), {}, False),
 ])
 def test_collation_is_of_classification_alone(
-        model: dict[str, Any], top: dict[str, Any], collated: bool) -> None:
-    cfg = Config(dict(model=model, train_dataloader=dict(num_workers=2),
-                      val_dataloader=dict(collate_fn='own'), **top))
-    for split in ('train', 'val', 'test'):
-        set_dataloader_defaults(
-            cfg, split, persistent_workers=True, pin_memory=False)
-    rest = dict(persistent_workers=True, pin_memory=False)
+        model: dict[str, Any], top: dict[str, Any], collated: bool,
+        tmp_path: Path) -> None:
+    path = tmp_path / 'config.py'
+    Config(dict(model=model, train_dataloader=dict(num_workers=2),
+                val_dataloader=dict(num_workers=2, collate_fn='own'),
+                **top)).dump(path)
+    cfg = read_run_config(argparse.Namespace(
+        config=str(path), cfg_options=[], work_dir=None, launcher='none',
+        local_rank=None))
+    rest = dict(num_workers=2, pin_memory=torch.cuda.is_available())
     assert cfg.train_dataloader == dict(
-        num_workers=2, **rest,
+        rest, persistent_workers=False,
         **dict(collate_fn=dict(type='default_collate')) if collated else {})
     assert cfg.val_dataloader == dict(
-        collate_fn='own', persistent_workers=False, pin_memory=False)
+        rest, collate_fn='own', persistent_workers=True)
     assert 'test_dataloader' not in cfg
-
-
-def test_augmentation_keeps_the_students_preprocessor() -> None:
-    pipeline = [dict(type='Load'), dict(type='PackInputs')]
-    cfg = Config(dict(
-        model=dict(CLASSIFIER, data_preprocessor=dict(mean=[1])),
-        data_preprocessor=dict(mean=[2]),
-        test_dataloader=dict(dataset=dict(pipeline=pipeline))))
-    use_test_time_augmentation(cfg)
-    assert cfg.model.type == 'mmpretrain.AverageClsScoreTTA'
-    assert cfg.model.data_preprocessor == dict(mean=[1])
-    _, tta = cfg.test_dataloader.dataset.pipeline
-    assert tta['transforms'][1] == pipeline[1:]
+    assert cfg.work_dir == './work_dirs/config'
 
 
 def test_mixed_precision_is_of_the_device() -> None:

@@ -25,7 +25,7 @@ RUN_BY = {
     'tools/dist_train.sh': 'tests/tools',
     'tools/dist_test.sh': 'tests/tools',
     'python tools/export_student.py': 'tests/tools',
-    'python tools/download_checkpoints.py': 'tests/tools',
+    'python tools/download_checkpoints.py': 'tests/checkpoints',
     'python tools/train.py': 'tests/tools',
     'python tools/distil.py': 'tests/tools',
     'python tools/modules.py': 'tests/tools',

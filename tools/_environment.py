@@ -5,7 +5,6 @@ Only the standard library is used: this runs before anything is installed.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -16,7 +15,7 @@ from typing import NoReturn
 ROOT = Path(__file__).resolve().parent.parent
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 9), (3, 13)
 _EXTRAS = 'openmmlab,distil,deploy,experiments,test'
-_MARK = 'wsld_plugin.json'
+_MARK = 'wsld_plugin.txt'
 
 
 def enter(script: str, env: Path = ROOT / '.venv') -> None:
@@ -52,9 +51,9 @@ def enter(script: str, env: Path = ROOT / '.venv') -> None:
 def prepare(env: Path) -> Path:
     """Make the environment unless a finished one is there.
 
-    A mark in its folder says what was installed. An environment whose
-    installation was cut short is made anew; one that was finished for other
-    requirements is updated in place.
+    A mark in its folder says for what it is finished. One that is unfinished
+    or finished for other requirements is made anew, or where the interpreter
+    is its own, updated in place.
 
     Args:
         env: Folder of the environment.
@@ -67,47 +66,36 @@ def prepare(env: Path) -> Path:
             folder holds something that this function did not make, or if a
             step of the installation fails.
     """
-    python = env / 'bin' / 'python'
+    python, mark = env / 'bin' / 'python', env / _MARK
     wanted = _requirements_digest()
-    mark = _read_mark(env)
-    works = mark is not None and _runs(python)
-    if works and mark == wanted:
+    # Without the interpreter that it links to it is of no use.
+    if python.exists() and mark.exists() and mark.read_text() == wanted:
         return python
-    _check_python()
-    if not (works and mark):
-        if env.exists():
-            if mark is None:
-                _fail(f'{env} exists and was not made by this command: move '
-                      'it out of the way')
-            if _inside(env):
-                _fail(f'{env} is unfinished: deactivate it and try again')
-            shutil.rmtree(env)
-        env.mkdir(parents=True)
-        _write_mark(env, '')
-        print(f'Making an environment in {env}', flush=True)
-        _run([sys.executable, '-m', 'venv', str(env)],
-             'making the environment (Debian and Ubuntu keep venv in the '
-             'package python3-venv)')
-    print('Installing: some gigabytes the first time', flush=True)
-    _run([
-        str(python), '-m', 'pip', 'install', '--disable-pip-version-check',
-        '--editable', f'{ROOT}[{_EXTRAS}]'
-    ], 'the installation')
-    _write_mark(env, wanted)
-    return python
-
-
-def _check_python() -> None:
     found = sys.version_info[:2]
     if not OLDEST_PYTHON <= found <= NEWEST_PYTHON:
         oldest, newest, this = ('.'.join(map(str, version)) for version in (
             OLDEST_PYTHON, NEWEST_PYTHON, sys.version_info[:3]))
         _fail(f'needs Python {oldest} to {newest}, this is {this}: run it '
               f'with another, such as python{newest}')
-
-
-def _inside(env: Path) -> bool:
-    return Path(sys.prefix).resolve() == env.resolve()
+    if env.exists() and not mark.exists():
+        _fail(f'{env} exists and was not made by this command: move it out '
+              'of the way')
+    if not _inside(env):
+        print(f'Making an environment in {env}', flush=True)
+        shutil.rmtree(env, ignore_errors=True)
+        env.mkdir(parents=True)
+        mark.touch()
+        _run([sys.executable, '-m', 'venv', str(env)],
+             'making the environment (Debian and Ubuntu keep venv in the '
+             'package python3-venv)')
+    mark.write_text('')
+    print('Installing: some gigabytes the first time', flush=True)
+    _run([
+        str(python), '-m', 'pip', 'install', '--disable-pip-version-check',
+        '--editable', f'{ROOT}[{_EXTRAS}]'
+    ], 'the installation')
+    mark.write_text(wanted)
+    return python
 
 
 def _requirements_digest() -> str:
@@ -115,24 +103,8 @@ def _requirements_digest() -> str:
         (ROOT / 'setup.py').read_bytes() + _EXTRAS.encode()).hexdigest()
 
 
-def _read_mark(env: Path) -> str | None:
-    """Digest of what is installed, '' if unfinished, None if not ours."""
-    try:
-        return str(json.loads((env / _MARK).read_text())['requirements'])
-    except (OSError, ValueError, KeyError):
-        return None
-
-
-def _write_mark(env: Path, digest: str) -> None:
-    (env / _MARK).write_text(json.dumps({'requirements': digest}) + '\n')
-
-
-def _runs(python: Path) -> bool:
-    """Whether the interpreter is there and the one it links to, too."""
-    try:
-        return subprocess.run([str(python), '-c', '']).returncode == 0
-    except OSError:
-        return False
+def _inside(env: Path) -> bool:
+    return Path(sys.prefix).resolve() == env.resolve()
 
 
 def _run(command: list[str], what: str) -> None:

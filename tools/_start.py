@@ -32,10 +32,7 @@ def start(main: Callable[[], None]) -> None:
 def add_config_options(parser: argparse.ArgumentParser) -> None:
     """Add the argument that overrides what a config says."""
     parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        default=[],
-        metavar='KEY=VALUE',
+        '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE',
         help='override fields of the config; lists as key="[a,b]" or '
         'key=a,b, without blanks; more quotes keep commas and blanks: '
         'key="\'a, b\'"')
@@ -46,17 +43,8 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--work-dir', help='folder for logs and results')
     add_config_options(parser)
     parser.add_argument(
-        '--no-pin-memory',
-        action='store_true',
-        help='do not pin batches in memory')
-    parser.add_argument(
-        '--launcher',
-        choices=['none', 'pytorch', 'slurm', 'mpi'],
-        default='none',
-        help='what starts the processes of a distributed run')
+        '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none', help='what starts the processes of a distributed run')
     # torch.distributed.launch passes one or the other, by its version.
     parser.add_argument(
-        '--local_rank',
-        '--local-rank',
-        type=int,
-        help=argparse.SUPPRESS)
+        '--local_rank', '--local-rank', type=int, help=argparse.SUPPRESS)

@@ -84,7 +84,7 @@ def main() -> None:
             out = args.out or Path('work_dirs', 'runs')
             table = analysis.compare_runs(args.work_dirs, out)
             title = f'{table.attrs["metric"]} of the validation'
-            written = f'{out}/runs.png, .md, .csv'
+            written = f'{out}/report.md, runs.csv, curves.png'
         analysis.print_table(table, title)
         print(f'Written: {written}')
 

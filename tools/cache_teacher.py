@@ -13,17 +13,12 @@ from _start import add_run_arguments, start
 def parse_args() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
-    parser.add_argument(
-        '--top-k',
-        type=int,
-        metavar='K',
+    add = parser.add_argument
+    add('config', help='config file')
+    add('--top-k', type=int, metavar='K',
         help='classes to keep beside the true one, the rest as if equal; by '
         'default all, or 64 where there are more than 256')
-    parser.add_argument(
-        '--verify',
-        type=int,
-        metavar='N',
+    add('--verify', type=int, metavar='N',
         help='then compute N random rows again and compare')
     add_run_arguments(parser)
     args = parser.parse_args()
@@ -41,11 +36,6 @@ def main() -> None:
     from wsld_plugin.caching import build_cache, verify_cache
     with command_line.one_line_errors():
         cfg = command_line.read_run_config(args, 'train')
-        command_line.set_dataloader_defaults(
-            cfg,
-            'train',
-            persistent_workers=False,
-            pin_memory=not args.no_pin_memory)
         command_line.prepare_devices(cfg)
         cache = build_cache(cfg, args.top_k)
         if is_main_process():

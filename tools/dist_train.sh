@@ -10,12 +10,9 @@ if [ $# -lt 2 ]; then
     echo "usage: $0 CONFIG GPUS [arguments of train.py]" >&2
     exit 2
 fi
-CONFIG=$1
-GPUS=$2
 TOOLS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 PYTHON=${PYTHON:-python}
 NNODES=${NNODES:-1}
-NODE_RANK=${NODE_RANK:-0}
 MASTER_ADDR=${MASTER_ADDR:-127.0.0.1}
 if [ -z "${PORT:-}" ]; then
     # Machines must agree on a port; one machine can take any free one, so
@@ -26,8 +23,7 @@ if [ -z "${PORT:-}" ]; then
 s.bind(("", 0)); print(s.getsockname()[1])')
     fi
 fi
-
-MEETING=(--node_rank="$NODE_RANK" --master_addr="$MASTER_ADDR"
+MEETING=(--node_rank="${NODE_RANK:-0}" --master_addr="$MASTER_ADDR"
     --master_port="$PORT")
 if [ "${MAX_RESTARTS:-0}" != 0 ]; then
     MEETING=(--max_restarts="$MAX_RESTARTS" --rdzv_backend=c10d
@@ -41,7 +37,5 @@ fi
 
 export PYTHONPATH="$TOOLS/..${PYTHONPATH:+:$PYTHONPATH}"
 exec "$PYTHON" -m torch.distributed.run \
-    --nnodes="$NNODES" \
-    "${MEETING[@]}" \
-    --nproc_per_node="$GPUS" \
-    "$TOOLS/train.py" "$CONFIG" --launcher pytorch "${@:3}"
+    --nnodes="$NNODES" "${MEETING[@]}" --nproc_per_node="$2" \
+    "$TOOLS/${WSLD_TOOL:-train.py}" "$1" --launcher pytorch "${@:3}"

@@ -10,24 +10,17 @@ from _start import start
 def parse_args() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        'checkpoint',
-        nargs='+',
+    add = parser.add_argument
+    add('checkpoint', nargs='+',
         help='name of a model (resnet34_8xb32_in1k), torchvision://NAME, '
         'or URL')
-    parser.add_argument(
-        '--out',
-        metavar='FOLDER',
+    add('--out', metavar='FOLDER',
         help='where to put the files; by default the cache that configs '
         'with URLs use, $MMENGINE_HOME/checkpoints or '
         '$TORCH_HOME/hub/checkpoints')
-    parser.add_argument(
-        '--mirror',
-        metavar='BASE',
+    add('--mirror', metavar='BASE',
         help='URL that stands in for the scheme and host of the files')
-    parser.add_argument(
-        '--offline',
-        action='store_true',
+    add('--offline', action='store_true',
         help='download nothing, say which file goes where')
     return parser.parse_args()
 
@@ -41,12 +34,9 @@ def main() -> None:
     with one_line_errors():
         for checkpoint in args.checkpoint:
             try:
-                print(
-                    download_checkpoint(
-                        checkpoint,
-                        args.out,
-                        mirror=args.mirror,
-                        offline=args.offline))
+                print(download_checkpoint(
+                    checkpoint, args.out, mirror=args.mirror,
+                    offline=args.offline))
             except CheckpointError as error:
                 # The others may be had.
                 failed = True

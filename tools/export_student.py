@@ -9,32 +9,22 @@ from _start import start
 def parse_args() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        'checkpoint', help='checkpoint of a distiller or of a classifier')
-    parser.add_argument(
-        'out',
-        help='a folder, or a folder and the beginning of the file name; '
-        '_{date}-{hash}.pth is added, or .onnx')
-    parser.add_argument(
-        '--onnx',
-        action='store_true',
+    add = parser.add_argument
+    add('checkpoint', help='of a distiller or of a classifier')
+    add('out', help='a folder, or a folder and the beginning of the file '
+        'name; _{date}-{hash}.pth is added, or .onnx')
+    add('--onnx', action='store_true',
         help='a file that runs without mmpretrain, kept only if it computes '
         'what the student does')
-    others = parser.add_argument_group('with --onnx')
-    others.add_argument(
-        '--with-preprocessing',
-        action='store_true',
+    add = parser.add_argument_group('with --onnx').add_argument
+    add('--with-preprocessing', action='store_true',
         help='take pictures as OpenCV reads them and normalise them inside '
         'the file')
-    others.add_argument(
-        '--opset', type=int, metavar='N', help="default: torch's choice")
-    others.add_argument(
-        '--config',
+    add('--config',
         help='config file, for a checkpoint that does not hold its config')
     args = parser.parse_args()
-    if not args.onnx and (args.with_preprocessing or args.opset is not None
-                          or args.config):
-        parser.error('--with-preprocessing, --opset and --config need --onnx')
+    if not args.onnx and (args.with_preprocessing or args.config):
+        parser.error('--with-preprocessing and --config need --onnx')
     return args
 
 
@@ -46,10 +36,7 @@ def main() -> None:
     with one_line_errors():
         if args.onnx:
             onnx = export_onnx(
-                args.checkpoint,
-                args.out,
-                config=args.config,
-                opset=args.opset,
+                args.checkpoint, args.out, config=args.config,
                 with_preprocessing=args.with_preprocessing)
             print(f'Compared with the student on {onnx.images} pictures: '
                   'largest difference of a logit '

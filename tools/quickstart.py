@@ -26,16 +26,11 @@ def parse_args() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        '--work-dir',
-        type=Path,
+        '--work-dir', type=Path, metavar='DIR',
         default=_environment.ROOT / 'work_dirs' / 'quickstart',
-        metavar='DIR',
         help='folder for all that is written (default: work_dirs/quickstart)')
     parser.add_argument(
-        '--epochs',
-        type=int,
-        default=12,
-        metavar='N',
+        '--epochs', type=int, default=12, metavar='N',
         help='of each training (default: 12)')
     return parser.parse_args()
 

@@ -58,9 +58,6 @@ def test_config(args: argparse.Namespace) -> Any:
     # The teacher plays no part, and need not be downloaded.
     cfg.model = student_model(cfg.model)
     cfg.resume, cfg.load_from = False, None
-    command_line.set_dataloader_defaults(
-        cfg, 'test', persistent_workers=False,
-        pin_memory=not args.no_pin_memory)
     if args.amp:
         cfg.test_cfg = dict(cfg.get('test_cfg') or {}, fp16=True)
     if args.show or args.show_dir is not None:

@@ -10,30 +10,17 @@ from _start import add_run_arguments, start
 def parse_args() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
-    parser.add_argument(
-        '--resume',
-        nargs='?',
-        const='auto',
-        metavar='CHECKPOINT',
+    add = parser.add_argument
+    add('config', help='config file')
+    add('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
         help='continue from this checkpoint, or from the latest one in the '
         'work dir')
-    parser.add_argument(
-        '--amp',
-        action='store_true',
+    add('--amp', action='store_true',
         help='mixed precision: float16 on a GPU, bfloat16 on the CPU')
-    parser.add_argument(
-        '--no-validate',
-        action='store_true',
+    add('--no-validate', action='store_true',
         help='do not validate during training')
-    parser.add_argument(
-        '--auto-scale-lr',
-        action='store_true',
+    add('--auto-scale-lr', action='store_true',
         help="scale the learning rate to the run's batch size")
-    parser.add_argument(
-        '--no-persistent-workers',
-        action='store_true',
-        help='stop the workers of the validation after each epoch')
     add_run_arguments(parser)
     return parser.parse_args()
 
@@ -57,15 +44,6 @@ def train_config(args: argparse.Namespace) -> Any:
                 '--auto-scale-lr needs auto_scale_lr.base_batch_size, the '
                 "batch size that the config's learning rate is meant for")
         cfg.auto_scale_lr.enable = True
-    for split in ('train', 'val', 'test'):
-        command_line.set_dataloader_defaults(
-            cfg,
-            split,
-            # Workers that outlive an epoch keep their random state, which a
-            # resumed run could not restore.
-            persistent_workers=(split != 'train'
-                                and not args.no_persistent_workers),
-            pin_memory=not args.no_pin_memory)
     return cfg
 
 

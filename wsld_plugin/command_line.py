@@ -89,10 +89,11 @@ def read_run_config(args: argparse.Namespace,
     Args:
         args: With ``config``, ``cfg_options``, ``work_dir``, ``launcher``
             and ``local_rank``, as the tools take them.
-        split: ``'train'``, ``'val'`` or ``'test'``: what the run is over.
+        split: ``'train'`` or ``'test'``: what the run is over.
 
     Returns:
-        The config, with ``work_dir`` and ``launcher``.
+        The config, with ``work_dir``, ``launcher``, and what dataloaders
+        leave open as mmpretrain fills it in.
 
     Raises:
         ConfigError: As :func:`wsld_plugin.config.load_config`, and if there
@@ -108,32 +109,18 @@ def read_run_config(args: argparse.Namespace,
     cfg.work_dir = (
         args.work_dir or cfg.get('work_dir')
         or f'./work_dirs/{Path(args.config).stem}')
+    for split in ('train', 'val', 'test'):
+        loader = cfg.get(f'{split}_dataloader')
+        if not loader:
+            continue
+        if _is_classification(cfg):
+            loader.setdefault('collate_fn', dict(type='default_collate'))
+        # Workers that outlive an epoch keep their random state, which a
+        # resumed run could not restore.
+        loader.setdefault('persistent_workers', split != 'train'
+                          and loader.get('num_workers', 0) > 0)
+        loader.setdefault('pin_memory', torch.cuda.is_available())
     return cfg
-
-
-def set_dataloader_defaults(cfg: Config, split: str, *,
-                            persistent_workers: bool,
-                            pin_memory: bool) -> None:
-    """Fill in what a dataloader's config leaves open, as mmpretrain does.
-
-    Args:
-        cfg: Its ``{split}_dataloader``, where it has one, is changed in
-            place. What mmpretrain's preprocessor of classification gets is
-            collated by ``default_collate``.
-        split: ``'train'``, ``'val'`` or ``'test'``.
-        persistent_workers: Whether workers should outlive an epoch.
-        pin_memory: False to forbid pinning; it is of use with CUDA only.
-    """
-    loader = cfg.get(f'{split}_dataloader')
-    if not loader:
-        return
-    if _is_classification(cfg):
-        loader.setdefault('collate_fn', dict(type='default_collate'))
-    loader.setdefault('persistent_workers', persistent_workers
-                      and loader.get('num_workers', 0) > 0)
-    loader.setdefault('pin_memory', torch.cuda.is_available())
-    if not pin_memory:
-        loader.pin_memory = False
 
 
 def _is_classification(cfg: Config) -> bool:

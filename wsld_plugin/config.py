@@ -6,9 +6,8 @@ import ast
 import inspect
 import os
 import re
-import sys
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -137,15 +136,12 @@ def _option(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition('=')
     if not equals or not all(key.split('.')):
         raise ConfigError(f'--cfg-options {text}: expected KEY=VALUE')
-    if re.fullmatch(r"""'[^'[(][^']*'|"[^"[(][^"]*\"""", value):
-        return key, value[1:-1]
     if re.search('[ ,]', value) and os.path.exists(value):
         return key, value
     found = argparse.Namespace()
     try:
-        if re.search(r'\bdict\(|{', value):
-            return key, ast.literal_eval(
-                _Dicts().visit(ast.parse(value, mode='eval')))
+        if re.search(r'^["\'](?![[(])|\bdict\(|{', value):
+            return key, literal(value)
         DictAction([], 'options')(argparse.ArgumentParser(), found, [text])
     except AssertionError as error:  # of mmengine's
         raise ConfigError(f'--cfg-options {text}: {error}') from error
@@ -156,11 +152,23 @@ def _option(text: str) -> tuple[str, Any]:
     return key, found.options[key]
 
 
+def literal(code: str | ast.expr) -> Any:
+    """Value of Python's literals and of ``dict(key=literal)``.
+
+    Nothing is run: a config may be somebody else's.
+
+    Raises:
+        SyntaxError, ValueError: If it is anything else.
+    """
+    tree = ast.parse(code, mode='eval').body if isinstance(
+        code, str) else code
+    return ast.literal_eval(_Dicts().visit(tree))
+
+
 class _Dicts(ast.NodeTransformer):
-    """Makes ``{'key': value}`` of ``dict(key=value)``."""
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
-        """A call is another node, where it can be one."""
+        """Make ``{'key': value}`` of ``dict(key=value)``."""
         self.generic_visit(node)
         if ast.unparse(node.func) != 'dict' or node.args:
             return node
@@ -196,54 +204,26 @@ def unbuildable(error: BaseException) -> str | None:
         error: As it was caught, with its traceback.
 
     Returns:
-        One line, with the field where it can be told. None if no registry or
+        One line, with the type that was to be built. None if no registry or
         runner was building, or a loop was running: then it is not the config
         that is to blame.
     """
     from mmengine.runner import BaseLoop, Runner
-    files = {sys.modules[one.__module__].__file__
-             for one in (Runner, build_from_cfg)}
-    building, field = False, 'the config'
-    whole: Any = {}
+    what = None
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        code, names = frame.f_code, frame.f_locals
-        owner = names.get('self')
-        if code.co_name == 'run' and isinstance(owner, BaseLoop):
+        name, names = frame.f_code.co_name, frame.f_locals
+        if name == 'run' and isinstance(names.get('self'), BaseLoop):
             return None
-        if isinstance(owner, Runner):
-            whole = owner.__dict__.get('cfg', whole)
-        for value in names.values():
-            whole = value if isinstance(value, Config) else whole
-        builds = code.co_filename in files and code.co_name.startswith(
-            ('build_', '__init__'))
-        building |= builds
-        if not building or code.co_name == '__init__':
-            continue
-        # A builder's argument, or what looks like a field in what it calls;
-        # the innermost one is the most telling.
-        parts = [names[name] for name in (
-            code.co_varnames[:code.co_argcount] if builds else names)]
-        field = max((found for part in parts if isinstance(part, Mapping)
-                     and (builds or 'type' in part)
-                     for found in _fields(dict(whole), part)),
-                    default=(0, field))[1]
+        if isinstance(names.get('self'), Runner) and name.startswith(
+                ('build_', '__init__')):
+            what = what or {'__init__': 'a runner'}.get(name, name[6:])
+        inner = names.get('optimizer_cfg', names.get('cfg'))
+        if (what or frame.f_code is build_from_cfg.__code__) and isinstance(
+                inner, Mapping) and 'type' in inner:
+            # The innermost is the most telling.
+            what = getattr(inner['type'], '__name__', inner['type'])
     said = str(error.args[0] if error.args else '')
     said = ' '.join(said.partition(' Please check')[0].split())
     if ' ' not in said:
         said = f'{type(error).__name__}: {said}'
-    return f'{field}: {said}' if building else None
-
-
-def _fields(whole: Any, part: Mapping[str, Any],
-            path: str = '') -> Iterator[tuple[int, str]]:
-    """Sizes and dotted paths of the fields that a part may be made of."""
-    inner: Iterable[tuple[Any, Any]] = ()
-    if isinstance(whole, Mapping):
-        if path and whole and all(
-                part.get(key) == value for key, value in whole.items()):
-            yield len(whole), path
-        inner = whole.items()
-    elif isinstance(whole, (list, tuple)):
-        inner = enumerate(whole)
-    for key, value in inner:
-        yield from _fields(value, part, f'{path}.{key}'.lstrip('.'))
+    return what and f'cannot build {what}: {said}'

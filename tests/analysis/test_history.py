@@ -8,12 +8,17 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from wsld_plugin.analysis import AnalysisError, compare_runs, read_history
-from wsld_plugin.analysis.experiments import (
-    paired_difference,
+from wsld_plugin.analysis import (
+    AnalysisError,
+    compare_runs,
+    read_history,
     report_experiments,
 )
-from wsld_plugin.analysis.runs import method_name, read_runs
+from wsld_plugin.analysis.runs import (
+    method_name,
+    paired_difference,
+    read_runs,
+)
 
 
 def log(work_dir: Path,
@@ -77,14 +82,14 @@ def test_methods_by_hand(tmp_path: Path) -> None:
     assert table.attrs['metric'] == 'accuracy/top1'
     # 80 and 84 deviate by sqrt(8), 90 and 84 by sqrt(18); the first of equals.
     assert table.values.tolist() == [
-        ['kd', 2, 0, '82.00 ± 2.83 (at 2)', '87.00 ± 4.24 (at 1)'],
-        ['ce', 1, 1, '50.00 (at 1)', '50.00 (at 1)']
+        ['kd', 2, 0, '82.00 ± 2.83', '87.00 ± 4.24'],
+        ['ce', 1, 1, '50.00', '50.00']
     ]
     rows = pd.read_csv(tmp_path / 'out' / 'runs.csv')
     assert rows.run.tolist() == [str(kd[0]), str(ce), str(kd[1])]
     assert rows['last epoch'].tolist() == [2, 1, 2]
-    assert '| 82.00 ± 2.83 (at 2) |' in (tmp_path / 'out/runs.md').read_text()
-    assert (tmp_path / 'out/runs.png').read_bytes().startswith(b'\x89PNG')
+    assert '| 82.00 ± 2.83 |' in (tmp_path / 'out/report.md').read_text()
+    assert (tmp_path / 'out/curves.png').read_bytes().startswith(b'\x89PNG')
 
 
 def test_names_of_methods() -> None:
@@ -146,13 +151,14 @@ def test_report_of_a_plan(tmp_path: Path, tested: bool) -> None:
             file.write_text(json.dumps(
                 {'accuracy/top1': 70.0 - number} if tested else {}))
     table = report_experiments(runs, ['ce'], {'t'}, tmp_path / 'out')
-    assert table.run.tolist() == ['t', 'ce', 'kd']
-    assert table.seeds.tolist() == ['1 of 1', '2 of 3', '2 of 2']
+    assert table.method.tolist() == ['t', 'ce', 'kd']
+    assert table.runs.tolist() == [1, 2, 2]
+    assert table.unfinished.tolist() == [0, 1, 0]
     # By seed: kd has 75 and 66, ce 51 and 54; 1 and 0 are 66 - 54, 75 - 51.
-    assert table['last epoch'].tolist() == [
+    assert table['last'].tolist() == [
         '50.00', '52.50 ± 2.12', '70.50 ± 6.36'
     ]
-    assert table['best epoch'].tolist()[1] == '60.00 ± 0.00'
+    assert table['best'].tolist()[1] == '60.00 ± 0.00'
     if tested:
         # Tests of seeds 0 and 1: 69, 68 and 65, 66.
         assert table['test - ce'].tolist() == [
@@ -163,7 +169,7 @@ def test_report_of_a_plan(tmp_path: Path, tested: bool) -> None:
         assert table['last - ce'].tolist()[2].startswith('+18.00 ± 8.49 (p')
         assert 'test' not in table
     text = (tmp_path / 'out/report.md').read_text()
-    assert 'Missing: ce seed 2 (2 epochs so far).' in text
+    assert 'Missing: ce, seed 2.' in text
     differences = pd.read_csv(tmp_path / 'out/differences.csv')
     assert differences[differences.of == 'last']['mean'].tolist() == [18.0]
     assert (tmp_path / 'out/curves.png').read_bytes().startswith(b'\x89PNG')

@@ -13,21 +13,15 @@ from torch import nn
 
 from wsld_plugin.checkpoints import (
     CheckpointMismatchError,
-    export_student,
     load_strictly,
     mmpretrain_names,
-    student_weights,
 )
 
 ROOT = Path(__file__).parents[2]
 NAMES = {
     'resnet18': 'resnet18_8xb32_in1k',
-    'resnet34': 'resnet34_8xb32_in1k',
     'resnet50': 'resnet50_8xb32_in1k',
     'resnext50_32x4d': 'resnext50-32x4d_8xb32_in1k',
-    'mobilenet_v2': 'mobilenet-v2_8xb32_in1k',
-    'mobilenet_v3_small': 'mobilenet-v3-small_8xb128_in1k',
-    'mobilenet_v3_large': 'mobilenet-v3-large_8xb128_in1k',
 }
 
 
@@ -96,40 +90,6 @@ def test_unknown_names_are_left_alone() -> None:
                   ['backbone.conv1.weight', 'head.fc.weight']):
         weights = {name: torch.rand(1) for name in names}
         assert list(mmpretrain_names(weights)) == names
-
-
-STUDENT = {'backbone.conv1.weight': torch.rand(2, 3),
-           'head.fc.bias': torch.rand(4)}
-
-
-@pytest.mark.parametrize('student, teacher', [
-    ('architecture.model.', 'distiller.teacher.'),
-    ('module.architecture.model.', 'module.distiller.teacher.'),
-    ('architecture.model.', 'architecture.model.distiller.teacher.'),
-    ('architecture.', 'architecture.teacher.'),
-    ('architecture.', 'teacher.'),
-])
-def test_student_of_older_files(student: str, teacher: str) -> None:
-    weights = {f'{student}{key}': value for key, value in STUDENT.items()}
-    weights |= {f'{teacher}{key}': torch.rand(5) for key in STUDENT}
-    found = student_weights(weights, 'x.pth')
-    assert list(found) == list(STUDENT)
-    assert all(found[key] is STUDENT[key] for key in STUDENT)
-
-
-def test_classifier_whose_network_is_called_model() -> None:
-    # As mmpretrain's TimmClassifier names it.
-    weights = {'architecture.model.conv1.weight': torch.rand(1)}
-    assert list(student_weights(weights, 'x')) == ['model.conv1.weight']
-
-
-def test_torchvision_student_is_exported(tmp_path: Path) -> None:
-    from mmpretrain import get_model
-    network = theirs('resnet18')
-    torch.save(network.state_dict(), tmp_path / 'resnet18.pth')
-    path, _ = export_student(str(tmp_path / 'resnet18.pth'), f'{tmp_path}/')
-    classifier = get_model('resnet18_8xb32_in1k', pretrained=str(path))
-    assert same_logits(network, classifier.eval())
 
 
 def test_torchvision_teacher_in_a_distiller(

@@ -4,12 +4,13 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import resource
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -228,6 +229,37 @@ def test_no_server_and_no_room(server: Server, tmp_path: Path) -> None:
     (tmp_path / 'file').touch()
     with pytest.raises(DownloadError, match=f'cannot write {tmp_path}/file/'):
         download_checkpoint(server.url + NAME, tmp_path / 'file')
+
+
+def test_tool_prints_paths_and_all_that_failed(
+        server: Server, tmp_path: Path, call_tool: Callable[..., None],
+        capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit, match='2'):
+        call_tool('download_checkpoints.py', server.url + NAME,
+                  'resnet34_8xb32', f'https://models.invalid/b/{NAME}',
+                  '--out', tmp_path / 'out', '--mirror', server.url + 'm')
+    call_tool('download_checkpoints.py', server.url + NAME)
+    out, error = capsys.readouterr()
+    assert [line for line in out.splitlines() if line[0] == '/'] == [
+        f'{tmp_path}/out/{NAME}', f'{tmp_path}/out/{NAME}',
+        str(tmp_path / 'home' / 'checkpoints' / NAME)]
+    line, = [line for line in error.splitlines()
+             if line.startswith('download_checkpoints.py: ')]
+    assert 'name_or_url=resnet34_8xb32: expected' in line
+
+
+def test_offline_says_which_file_goes_where(
+        server: Server, tmp_path: Path, call_tool: Callable[..., None],
+        capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit, match='2'):
+        call_tool('download_checkpoints.py', 'wsld_r34_r18_in1k-evalbn',
+                  'torchvision://resnet34', '--offline')
+    lines = re.findall(r'offline: (\S+) is missing; fetch (\S+) elsewhere and '
+                       'put it there', capsys.readouterr().err)
+    assert [Path(path) for path, _ in lines] == [
+        tmp_path / 'home' / 'checkpoints' / url.rsplit('/')[-1]
+        for _, url in lines]
+    assert len(lines) == 2
 
 
 @pytest.mark.parametrize('name, url', [

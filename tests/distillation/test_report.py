@@ -74,7 +74,7 @@ def findings(tmp_path_factory: pytest.TempPathFactory) -> Findings:
     meta = dict(cfg=cfg.pretty_text, dataset_meta=dict(classes=CLASSES))
     torch.save(dict(state_dict=weights, meta=meta), out / 'epoch_1.pth')
     student = export_student(str(out / 'epoch_1.pth'), str(out / 'x')).path
-    onnx = export_onnx(str(student), str(out / 'x'), opset=17,
+    onnx = export_onnx(str(student), str(out / 'x'),
                        with_preprocessing=True).path
     return Findings(
         folder, [

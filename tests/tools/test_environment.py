@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import io
-import json
 import shutil
 import subprocess
 import sys
@@ -30,10 +29,6 @@ def no_index(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv('PIP_FIND_LINKS', raising=False)
 
 
-def mark(env: Path) -> dict:
-    return json.loads((env / 'wsld_plugin.json').read_text())
-
-
 def fails(environment: ModuleType, env: Path, message: str) -> None:
     """The environment cannot be made, which is told in one line."""
     said = io.StringIO()
@@ -47,7 +42,7 @@ def test_failed_install_is_made_anew(environment: ModuleType, tmp_path: Path,
                                      no_index: None) -> None:
     env = tmp_path / 'env'
     fails(environment, env, 'installation failed')
-    assert mark(env) == {'requirements': ''}
+    assert (env / environment._MARK).read_text() == ''
     (env / 'half').touch()
     fails(environment, env, 'installation failed')
     assert not (env / 'half').exists()
@@ -58,10 +53,11 @@ def test_finished_one_is_reused(environment: ModuleType, tmp_path: Path,
     env = tmp_path / 'env'
     subprocess.run([sys.executable, '-m', 'venv', '--without-pip', str(env)],
                    check=True)
-    environment._write_mark(env, environment._requirements_digest())
+    mark = env / environment._MARK
+    mark.write_text(environment._requirements_digest())
     assert environment.prepare(env) == env / 'bin' / 'python'
-    # Other requirements than those installed: pip is called again.
-    environment._write_mark(env, 'older')
+    # Other requirements than those installed.
+    mark.write_text('older')
     fails(environment, env, 'installation failed')
 
 

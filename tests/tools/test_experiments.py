@@ -4,7 +4,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import runpy
 import signal
 import subprocess
 import sys
@@ -155,29 +154,6 @@ def test_killed_resumed_tested_reported() -> None:
     assert times() == kept
 
 
-def test_a_last_validation_that_was_cut_is_made_up(
-        monkeypatch: pytest.MonkeyPatch) -> None:
-    run, logs = Path('run'), Path('run/1/vis_data/scalars.json')
-    logs.parent.mkdir(parents=True)
-    files = ['epoch_9.pth', 'epoch_10.pth', 'epoch_10_student.pth']
-    for file in [*files, 'last_checkpoint']:
-        (run / file).write_text('run/epoch_10.pth')
-    monkeypatch.setattr(sys, 'argv', ['', 'run/epoch_10.pth'])
-
-    def step_back(*validated: int) -> list[str]:
-        logs.write_text(''.join(f'{{"accuracy/top1": 1, "step": {epoch}}}\n'
-                                for epoch in validated))
-        runpy.run_path(str(EXPERIMENTS / 'step_back.py'))
-        return sorted(path.name for path in run.glob('epoch*'))
-
-    assert step_back(9, 10) == sorted(files)
-    assert step_back(9) == ['epoch_10_student.pth', 'epoch_9.pth']
-    assert (run / 'last_checkpoint').read_text() == 'run/epoch_9.pth'
-    (run / 'epoch_9.pth').rename(run / 'epoch_10.pth')
-    assert step_back() == ['epoch_10_student.pth']
-    assert not (run / 'last_checkpoint').exists()
-
-
 def read() -> dict[str, Any]:
     from plan import read_plan
     return read_plan(Path('plan.yml'), Path('w'))[1]
@@ -233,45 +209,55 @@ def test_folders_are_named_after_the_settings(tmp_path: Path) -> None:
     assert differ(**changes) == {'wsld'}
 
 
-def test_all_mistakes_at_once() -> None:
+def mistakes() -> list[str]:
     from plan import ConfigError
+    with pytest.raises(ConfigError) as info:
+        read()
+    lines = str(info.value).split('\n')
+    assert all(line.startswith('plan.yml: ') for line in lines)
+    return lines
+
+
+def check(lines: list[str], *expected: str) -> None:
+    assert [part for part in expected
+            if sum(part in line for line in lines) != 1] == []
+    assert len(lines) == len(expected)
+
+
+def test_all_mistakes_of_a_file_at_once() -> None:
     write(
-        name='a/b', seeds=[0, 'one'], test='yes', extra=1,
-        compare=['kd', 'ce'], runs__ce__lr=1, runs__ce__seeds=[1, 1],
-        runs__wsld__needs='nobody',
+        name='a/b', seeds=[0, 'one'], test='yes', extra=1, runs__ce__lr=1,
         runs__wsld__grid={'tau': {'log_level': []}, 'a b': {'log_level': [1]}},
-        runs__none={'needs': 'ce'},
-        runs__gone={'config': 'gone.py'},
+        runs__none={'needs': 'ce'})
+    with Path('plan.yml').open('a') as file:
+        file.write('name: again\n')
+    check(mistakes(), 'name stands twice',
+          'seeds.1: Input should be a valid integer',
+          'test: Input should be a valid boolean', 'extra: Extra inputs',
+          'runs.ce.lr: Extra inputs', 'runs.wsld.grid.tau.log_level: List sho',
+          'runs.wsld.grid.a b.[key]: String should match',
+          'runs.none.config: Field required')
+
+
+def test_all_mistakes_of_its_configs_at_once() -> None:
+    write(
+        compare=['kd', 'ce'], runs__ce__seeds=[1, 1],
+        runs__wsld__needs='nobody', runs__gone={'config': 'gone.py'},
         runs__bad={'config': STUDENT, 'needs': 'ce',
                    'options': {'randomness.seed': 1, 'optimizer': 'SGD'}},
         runs__worse={'config': STUDENT,
                      'options': {'param_scheduler.7.end': 1}},
         runs__student={'config': DISTILLATION, 'needs': 'wsld',
                        'options': {'model.teacher_ckpt': 'x.pth'}})
-    with Path('plan.yml').open('a') as file:
-        file.write('name: again\n')
-    with pytest.raises(ConfigError) as info:
-        read()
-    lines = str(info.value).split('\n')
-    assert all(line.startswith('plan.yml: ') for line in lines)
-    expected = [
-        'name stands twice', 'seeds.1: Input should be a valid integer',
-        'test: Input should be a valid boolean', 'extra: Extra inputs',
-        'runs.ce.lr: Extra inputs', 'runs.wsld.grid.tau.log_level: List sho',
-        'runs.wsld.grid.a b.[key]: String should match',
-        'runs.none.config: Field required',
-        'runs.ce: seeds: expected different ones, got [1, 1]',
-        'runs.wsld: needs: expected one seed of a network without a teacher, '
-        'got nobody', 'runs.gone: cannot read the config gone.py',
-        'tiny_student.py has no randomness.seed that a plan may set',
-        'tiny_student.py has no optimizer that a plan may set',
-        'runs.student: needs: expected a config with a model.teacher, and no',
-        'runs.bad: needs: expected one seed', 'param_scheduler.7.end=1',
-        'runs.student: needs: expected one seed', 'compare: expected some of'
-    ]
-    assert [part for part in expected
-            if sum(part in line for line in lines) != 1] == []
-    assert len(lines) == len(expected)
+    check(mistakes(),
+          'runs.ce: seeds: expected different ones, got [1, 1]',
+          'runs.wsld: needs: expected one seed of a network without a '
+          'teacher, got nobody', 'runs.gone: cannot read the config gone.py',
+          'tiny_student.py has no randomness.seed that a plan may set',
+          'tiny_student.py has no optimizer that a plan may set',
+          'runs.bad: needs: expected one seed', 'param_scheduler.7.end=1',
+          'runs.student: needs: expected a config with a model.teacher, and',
+          'runs.student: needs: expected one seed', 'compare: expected some')
 
 
 @pytest.mark.parametrize('args, expected', [

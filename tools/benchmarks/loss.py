@@ -10,17 +10,22 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import Step, append_rows, conditions, interleave, peak_memory
+from measuring import (
+    Step,
+    conditions,
+    interleave,
+    parser,
+    peak_memory,
+    report,
+)
 from mmengine.registry import MODELS
-from rich.console import Console
-from rich.table import Table
 
 import wsld_plugin
 
+TAU = 2.0
 SHAPES = [(256, 1000), (2048, 32000), (2, 19, 512, 1024), (64, 100)]
 
 
@@ -34,7 +39,7 @@ def make_steps(shape: tuple[int, ...],
                            generator=generator).to(args.device)
     student.requires_grad_()
     written = torch.empty_like(teacher)
-    common = dict(tau=args.tau, loss_weight=2.5)
+    common = dict(tau=TAU, loss_weight=2.5)
     theirs = MODELS.build(
         dict(type='mmrazor.WSLD', num_classes=shape[1], **common))
     ours = MODELS.build(dict(type='WSLDLoss', eps=1e-7, **common))
@@ -64,13 +69,13 @@ def measure(shape: tuple[int, ...],
     steps = make_steps(shape, args)
     # Small shapes are over in a millisecond; more of them fit the time.
     numbers = torch.Size(shape).numel()
-    repeats = max(2, args.repeats, 10**8 // numbers)
+    repeats = max(args.repeats, 10**8 // numbers)
     times = interleave(steps, repeats, args.device, warm_up=2)
     size = torch.finfo(getattr(torch, args.dtype)).bits // 8 * numbers
     return [{
         'shape': 'x'.join(map(str, shape)),
         'loss': name,
-        'tau': args.tau,
+        'tau': TAU,
         'dtype': args.dtype,
         'milliseconds': f'{1e3 * times[name].median:.3g}',
         'spread': f'{1e3 * times[name].spread:.2g}',
@@ -83,30 +88,18 @@ def measure(shape: tuple[int, ...],
 
 def main() -> None:
     """Measure and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    add = parser.add_argument
-    add('--tau', type=float, default=2.0)
-    add('--repeats', type=int, default=11, help='at least, of each loss')
-    add('--threads', type=int, default=1)
-    add('--dtype', default='float32',
+    take = parser(__doc__, repeats=11)
+    take.add_argument(
+        '--dtype', default='float32',
         choices=('float32', 'float16', 'bfloat16', 'float64'))
-    add('--device', type=torch.device,
-        default='cuda' if torch.cuda.is_available() else 'cpu')
-    add('--compile', action='store_true', help='torch.compile, too')
-    add('--csv', type=Path, help='file to append the rows to')
-    args = parser.parse_args()
+    take.add_argument(
+        '--compile', action='store_true', help='torch.compile, too')
+    args = take.parse_args()
     torch.set_num_threads(args.threads)
     wsld_plugin.compat.quiet()
     rows = [row for shape in SHAPES for row in measure(shape, args)]
-    shown = ('shape', 'loss', 'milliseconds', 'spread', 'speedup',
-             'tensors_above_inputs')
-    table = Table(*shown, caption='tensors of the logits\' size at the peak')
-    for row in rows:
-        table.add_row(*(row[name] for name in shown))
-    Console().print(table)
-    print(*(rows[0][name] for name in ('dtype', 'device', 'torch')))
-    if args.csv:
-        append_rows(args.csv, rows)
+    report(rows, ['shape', 'loss', 'dtype', 'milliseconds', 'spread',
+                  'speedup', 'tensors_above_inputs'], args.csv)
 
 
 if __name__ == '__main__':

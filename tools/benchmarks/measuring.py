@@ -1,10 +1,9 @@
 """What the benchmarks share: interleaved timing, memory, result files."""
 from __future__ import annotations
 
-import csv
+import argparse
 import platform
 import re
-import statistics
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -12,7 +11,11 @@ from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import pandas as pd
 import torch
+
+from wsld_plugin.analysis import print_table
 
 Step = Callable[[], Any]
 
@@ -31,11 +34,9 @@ def clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def interleave(steps: Mapping[str, Step],
-               repeats: int,
-               device: torch.device,
-               warm_up: int = 1) -> dict[str, Times]:
-    """Run all steps in turn, round after round; at least two that count.
+def interleave(steps: Mapping[str, Step], repeats: int, device: torch.device,
+               warm_up: int) -> dict[str, Times]:
+    """Run all steps in turn, round after round.
 
     What else the machine does then hits all of them alike.
     """
@@ -51,9 +52,9 @@ def interleave(steps: Mapping[str, Step],
 
 
 def summary(seconds: list[float]) -> Times:
-    """Median and interquartile range of at least two measurements."""
-    quartiles = statistics.quantiles(seconds, n=4)
-    return Times(statistics.median(seconds), quartiles[2] - quartiles[0])
+    """Median and interquartile range of measurements."""
+    low, median, high = np.quantile(seconds, [0.25, 0.5, 0.75])
+    return Times(float(median), float(high - low))
 
 
 def peak_memory(step: Step, device: torch.device) -> int:
@@ -97,11 +98,25 @@ def device_name(device: torch.device) -> str:
                     for found in (name, unit))
 
 
-def append_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Add rows to a CSV file, which gets a header if it is new."""
-    new = not path.exists()
-    with path.open('a', newline='') as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator='\n')
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
+def parser(what: str | None, repeats: int) -> argparse.ArgumentParser:
+    """A parser with what both benchmarks take."""
+    parser = argparse.ArgumentParser(description=what)
+    add = parser.add_argument
+    add('--repeats', type=int, default=repeats, metavar='N',
+        help=f'of each (default: {repeats})')
+    add('--threads', type=int, default=1)
+    add('--device', type=torch.device,
+        default='cuda' if torch.cuda.is_available() else 'cpu')
+    add('--csv', type=Path, help='file to add the rows to')
+    return parser
+
+
+def report(rows: list[dict[str, Any]], shown: list[str],
+           path: Path | None) -> None:
+    """Print some columns; add all to a CSV file."""
+    table = pd.DataFrame(rows)
+    one = rows[0]
+    print_table(table[shown], f'{one["device"]}, {one["threads"]} thread(s), '
+                f'torch {one["torch"]}')
+    if path is not None:
+        table.to_csv(path, mode='a', header=not path.exists(), index=False)

@@ -95,9 +95,10 @@ def read_plan(path: Path, work_dirs: Path) -> tuple[Plan, dict[str, Run]]:
     """A plan and the runs that it means, by their folders in ``work_dirs``.
 
     Raises:
-        ConfigError: With a line for all that is not as expected.
+        ConfigError: With a line for all that the file should not say; if
+            there is none, for all that its configs do not have.
     """
-    plan, errors = _read(path)
+    plan, errors = _read(path), list[str]()
     variants = [(name, arm, plan.options | options)
                 for first, arm in plan.runs.items()
                 for name, options in arm.variants(first)]
@@ -139,42 +140,33 @@ def read_plan(path: Path, work_dirs: Path) -> tuple[Plan, dict[str, Run]]:
             runs[name].append(Run(name, seed, own, teacher, work_dir, last))
     errors += [f'compare: expected some of {", ".join(runs)}, got {name}'
                for name in plan.compare if name not in runs]
-    if errors:
-        raise ConfigError('\n'.join(
-            ' '.join(f'{path}: {line}'.split()) for line in errors))
+    _refuse(path, errors)
     return plan, {
         str(run.work_dir): run for seeds in runs.values() for run in seeds
     }
 
 
-def _read(path: Path) -> tuple[Plan, list[str]]:
-    """What is right in a file, and what is wrong."""
+def _read(path: Path) -> Plan:
     try:
         loader = _Loader(path.read_text())
-        errors = loader.twice = list[str]()
+        loader.twice = []
         content = loader.get_single_data()
+        errors = loader.twice
+        plan = Plan.model_validate(content)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(' '.join(f'{path}: {error}'.split())) from error
-    if not isinstance(content, dict):
-        raise ConfigError(f'{path}: expected a mapping, got {content!r}')
-    for again in range(9):  # what is removed may be missed
-        try:
-            return Plan.model_validate(content), errors
-        except ValidationError as error:
-            mistakes = error.errors()
-        errors += [f'{".".join(map(str, mistake["loc"]))}: {mistake["msg"]}'
-                   for mistake in mistakes if not again]
-        wrong: list[tuple[dict, Any]] = []
-        for mistake in mistakes:
-            part, last, inner = {}, None, content
-            for key in mistake['loc']:
-                if isinstance(inner, dict) and key in inner:
-                    part, last, inner = inner, key, inner[key]
-            wrong.append((part, last))
-        for part, last in wrong:
-            part.pop(last, None)
-        content = {'name': 'plan', 'seeds': [0], 'runs': {}} | content
-    raise ConfigError(f'{path}: {", ".join(errors)}')
+    except ValidationError as error:
+        errors += [
+            f'{".".join(map(str, mistake["loc"]))}: {mistake["msg"]}'
+            for mistake in error.errors()]
+    _refuse(path, errors)
+    return plan
+
+
+def _refuse(path: Path, errors: list[str]) -> None:
+    if errors:
+        raise ConfigError('\n'.join(
+            ' '.join(f'{path}: {line}'.split()) for line in errors))
 
 
 def _config(path: Path, options: dict[str, Any],

@@ -20,8 +20,6 @@ from .predictions import logits
 PARTS = ('error', 'noise', 'bias', 'variance', 'bias change',
          'variance change')
 _DRAWN = PARTS[:1] + PARTS[2:4]
-# Samples that are decomposed at once.
-_CHUNK = 4096
 
 
 def keep_predictions(network: nn.Module, batches: Iterable[Any], path: Path,
@@ -45,8 +43,6 @@ def decompose(runs: Sequence[Path],
               reference: Sequence[Path] | None = None) -> Jackknife:
     """Decompose the mean error of a split's samples over runs.
 
-    Files are read part by part, so no run has to fit into memory.
-
     Args:
         runs: Predictions of at least two, of :func:`keep_predictions`.
         labels: Of all of them.
@@ -59,20 +55,21 @@ def decompose(runs: Sequence[Path],
         against direct training, NaN without it, and the first of them is
         the paper's additional term of distillation.
     """
-    arrays = [np.load(path, mmap_mode='r') for path in runs]
-    direct = [np.load(path, mmap_mode='r') for path in reference or ()]
-    targets = torch.from_numpy(np.load(labels))
+    logp = _read(runs)
+    direct = _read(reference) if reference else None
+    gt_labels = torch.from_numpy(np.load(labels))
 
     def statistic(kept: list[int]) -> Tensor:
-        total = torch.zeros(len(PARTS), dtype=torch.float64)
-        for first in range(0, len(targets), _CHUNK):
-            chunk = slice(first, first + _CHUNK)
-            total += _parts(
-                _stack(arrays, kept, chunk), targets[chunk],
-                _stack(direct, kept, chunk) if direct else None)
-        return total / len(targets)
+        found = torch.stack([
+            part.mean() for part in bias_variance(logp[kept], gt_labels)])
+        changes = torch.full_like(found[2:4], float('nan'))
+        if direct is not None:
+            other = bias_variance(direct[kept], gt_labels)
+            changes = found[2:4] - torch.stack(
+                [other.bias.mean(), other.variance.mean()])
+        return torch.cat([found[:4], changes])
 
-    return jackknife(statistic, len(arrays))
+    return jackknife(statistic, len(runs))
 
 
 def decomposition_table(
@@ -130,21 +127,8 @@ def draw_decomposition(table: pd.DataFrame) -> bytes:
     return png(figure)
 
 
-def _parts(logp: Tensor, gt_labels: Tensor,
-           direct: Tensor | None) -> Tensor:
-    """Sums of :data:`PARTS` over samples."""
-    error, noise, bias, variance, _ = (
-        part.sum() for part in bias_variance(logp, gt_labels))
-    changes = [torch.full_like(error, float('nan'))] * 2
-    if direct is not None:
-        other = bias_variance(direct, gt_labels)
-        changes = [bias - other.bias.sum(), variance - other.variance.sum()]
-    return torch.stack([error, noise, bias, variance, *changes])
-
-
-def _stack(arrays: Sequence[np.ndarray], kept: Sequence[int],
-           chunk: slice) -> Tensor:
-    return torch.from_numpy(np.stack([arrays[i][chunk] for i in kept]))
+def _read(paths: Sequence[Path]) -> Tensor:
+    return torch.from_numpy(np.stack([np.load(path) for path in paths]))
 
 
 def _write(path: Path, values: Tensor) -> None:

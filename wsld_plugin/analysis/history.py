@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,11 +65,3 @@ def read_config(work_dir: Path) -> Config:
     for path in sorted(work_dir.glob('*/vis_data/config.py'))[-1:]:
         return Config.fromfile(path, import_custom_modules=False)
     return Config()
-
-
-def seconds_trained(work_dir: Path) -> float:
-    """Duration of all attempts, from their folders' names to the last log."""
-    return sum(
-        path.stat().st_mtime -
-        time.mktime(time.strptime(path.parts[-3], '%Y%m%d_%H%M%S'))
-        for path in work_dir.glob('*/vis_data/scalars.json'))

@@ -26,15 +26,13 @@ from .predictions import (
     teacher_network,
 )
 from .report import html_page
-from .sample_drawings import draw_samples, draw_shares, draw_weights
+from .sample_drawings import draw_samples
 from .tables import write_results
 
 # Classes that a network finds likeliest.
 _TOP = 3
 # Pictures in a grid of the least or most weight.
 _PICTURES = 12
-# Of a bar chart or table that is still read.
-_SHOWN_CLASSES = 20
 _INTRODUCTION = (
     'A regularization sample is one on which the part of the soft-label loss '
     "that lowers the variance has a larger derivative by the label's logit "
@@ -83,8 +81,8 @@ def regularization_report(config: Config,
         checkpoints: Of its student or of the distillation, such as of
             several epochs; paths or URLs.
         split: ``'train'``, ``'val'`` or ``'test'``, all without augmentation.
-        out: Folder for the page, its pictures and the tables as CSV; by
-            default ``work_dirs/CONFIG/regularization_SPLIT``.
+        out: Folder for the page and the tables as CSV; by default
+            ``work_dirs/CONFIG/regularization_SPLIT``.
 
     Raises:
         AnalysisError: If the config describes no distillation or has no such
@@ -99,63 +97,63 @@ def regularization_report(config: Config,
         raise AnalysisError(f'the split {split} has no sample that counts')
     last = samples[samples['checkpoint'] == names[-1]]
     classes = _summary(samples, ['checkpoint', 'label', 'class'])
-    striking = _striking(classes[classes['checkpoint'] == names[-1]])
     totals = _summary(samples, ['checkpoint'])
-    files: dict[str, Any] = {
-        'shares.png': draw_shares(totals, striking),
-        'weights.png': draw_weights(samples)
-    }
     if is_dense(networks[0]):
-        files['maps.png'] = draw_maps(*networks[-2:], loader, settings)
+        striking = [(f'Samples are {GRID} x {GRID} pixels of each picture; '
+                     'here are all of some',
+                     draw_maps(networks[-2], networks[-1], loader,
+                               settings))]
     else:
         to_rgb = getattr(networks[0].data_preprocessor, 'to_rgb', False)
-        for name, rows in (('least', last.nsmallest(_PICTURES, 'weight')),
-                           ('most', last.nlargest(_PICTURES, 'weight'))):
-            files[f'{name}_weight.png'] = draw_samples(
-                rows, loader.dataset, to_rgb)
+        striking = [
+            (f'Samples with the {name} weight',
+             draw_samples(rows, loader.dataset, to_rgb))
+            for name, rows in (('least', last.nsmallest(_PICTURES, 'weight')),
+                               ('most', last.nlargest(_PICTURES, 'weight')))
+        ]
     stem = Path(config.filename or 'config').stem
-    files.update({
-        'samples.csv': samples,
-        'classes.csv': classes,
-        'checkpoints.csv': totals,
-        'regularization.html':
-        _page(f'{stem}, {split}', settings, totals, striking, files)
-    })
+    page = html_page(f'Regularization samples: {stem}, {split}', [
+        ('', _INTRODUCTION.format(settings.tau)),
+        ('By checkpoint', totals),
+        ('By class, at the last checkpoint',
+         classes[classes['checkpoint'] == names[-1]].sort_values(
+             'share (%)', ascending=False, kind='stable').drop(
+                 columns=['checkpoint', 'label'])),
+        *striking,
+    ])
     out = out or Path('work_dirs', stem, f'regularization_{split}')
-    write_results({out / name: result for name, result in files.items()})
+    write_results({
+        out / 'samples.csv': samples,
+        out / 'classes.csv': classes,
+        out / 'checkpoints.csv': totals,
+        out / 'regularization.html': page
+    })
     return RegularizationReport(samples, classes, totals,
                                 out / 'regularization.html')
 
 
 def loss_settings(config: Config) -> LossSettings:
-    """Settings of a distillation's loss, as its config gives them.
+    """Settings of a distillation's loss, the first of several.
 
     Raises:
         AnalysisError: If there is no ``WSLDLoss`` or other loss with a
-            ``tau``, or if several differ.
+            ``tau``.
     """
     distiller = (config.get('model') or {}).get('distiller')
     if not distiller:
         raise AnalysisError(
             'the config has no model.distiller: regularization samples are '
             'those of a distillation')
-    losses = list((distiller.get('distill_losses') or {}).values())
-    # A class or its name, maybe with that of a registry.
-    chosen = [
-        loss for loss in losses
-        if str(getattr(loss.get('type'), '__name__', loss.get('type'))
-               ).split('.')[-1] == 'WSLDLoss'
-    ] or [loss for loss in losses if 'tau' in loss]
-    settings = {
-        LossSettings(*(loss.get(key, default) for key, default in (
-            ('tau', 1.0), ('eps', 0.0), ('ignore_index', -100))))
-        for loss in chosen
-    }
-    if len(settings) != 1:
-        raise AnalysisError(
-            'model.distiller.distill_losses must have one WSLDLoss, or one '
-            f'loss with a tau, got {len(settings)}')
-    return settings.pop()
+    losses = [*(distiller.get('distill_losses') or {}).values()]
+    chosen = [loss for loss in losses if 'WSLDLoss' in str(loss.get('type'))
+              ] or [loss for loss in losses if 'tau' in loss]
+    if not chosen:
+        raise AnalysisError('model.distiller.distill_losses must have a '
+                            'WSLDLoss, or a loss with a tau')
+    return LossSettings(
+        chosen[0].get('tau', 1.0),
+        **{key: chosen[0][key] for key in ('eps', 'ignore_index')
+           if key in chosen[0]})
 
 
 def inspect_batch(student: Tensor,
@@ -197,8 +195,7 @@ def inspect_batch(student: Tensor,
         'teacher_right': teacher.argmax(1) == gt_labels,
     }
     table = pd.DataFrame(
-        {name: values.numpy()
-         for name, values in columns.items()})
+        {name: values.numpy() for name, values in columns.items()})
     names = [*classes, *map(str, range(len(classes), student.shape[1]))]
     table.insert(2, 'class', [names[label] for label in table['label']])
     return table.assign(
@@ -216,19 +213,13 @@ def _likeliest(logits: Tensor, names: Sequence[str]) -> list[str]:
 
 def _networks(config: Config,
               checkpoints: Sequence[str]) -> tuple[list[str], list[Any]]:
-    """Names of checkpoints, by epoch, file or path; students, teacher."""
+    """Names of checkpoints, by file or path; students, teacher."""
     if not checkpoints:
         raise AnalysisError('checkpoints must name at least one, got none')
     loaded = {path: read_checkpoint(path) for path in checkpoints}
-    epochs = [
-        f'epoch {checkpoint.get("meta", {}).get("epoch")}'
-        for checkpoint in loaded.values()
-    ]
-    for names in (epochs, [Path(path).stem for path in loaded], [*loaded]):
-        # Those of trainings by iterations are all of epoch 0.
-        if len({*names}) == len(names) and not {
-                'epoch None', 'epoch 0'} & {*names}:
-            break
+    names = [Path(path).stem for path in loaded]
+    if len({*names}) < len(names):
+        names = [*loaded]
     networks = [
         student_network(config, checkpoint, path)
         for path, checkpoint in loaded.items()
@@ -241,7 +232,7 @@ def _inspect(names: Sequence[str], networks: Sequence[Any], loader: Any,
              settings: LossSettings) -> pd.DataFrame:
     """A split's samples, at one checkpoint after the other."""
     classes = getattr(loader.dataset, 'metainfo', {}).get('classes') or ()
-    parts: dict[str, list[pd.DataFrame]] = {name: [] for name in names}
+    parts: list[pd.DataFrame] = []
     first = 0
     batches = track(
         loader, 'Samples', transient=True, disable=not sys.stdout.isatty())
@@ -250,15 +241,14 @@ def _inspect(names: Sequence[str], networks: Sequence[Any], loader: Any,
             found = inspect_batch(student, teacher, labels, settings, classes,
                                   first)
             found.insert(0, 'checkpoint', name)
-            parts[name] += [found] * (not found.empty)
+            parts += [found] * (not found.empty)
         first += len(labels)
-    if not any(parts.values()):
+    if not parts:
         return pd.DataFrame()
-    samples = pd.concat([found for part in parts.values() for found in part],
-                        ignore_index=True)
+    samples = pd.concat(parts)
     # Groups are sorted as the checkpoints are, not by the alphabet.
     samples['checkpoint'] = pd.Categorical(samples['checkpoint'], names)
-    return samples
+    return samples.sort_values('checkpoint', kind='stable', ignore_index=True)
 
 
 def _summary(samples: pd.DataFrame, by: list[str]) -> pd.DataFrame:
@@ -268,34 +258,10 @@ def _summary(samples: pd.DataFrame, by: list[str]) -> pd.DataFrame:
         'regularization': groups['regularization'].sum(),
         'share (%)': 100 * groups['regularization'].mean(),
         'mean weight': groups['weight'].mean(),
+        **{f'{share:.0%} of weights below': groups['weight'].quantile(share)
+           for share in (0.1, 0.5, 0.9)},
         'student CE': groups['ce_student'].mean(),
         'teacher CE': groups['ce_teacher'].mean(),
         'student top-1 (%)': 100 * groups['student_right'].mean(),
         'teacher top-1 (%)': 100 * groups['teacher_right'].mean(),
     }).reset_index()
-
-
-def _striking(classes: pd.DataFrame) -> pd.DataFrame:
-    """Classes by their share; of many, the highest and the lowest."""
-    ranked = classes.sort_values('share (%)', ascending=False, kind='stable')
-    half = _SHOWN_CLASSES // 2
-    return ranked if len(ranked) <= _SHOWN_CLASSES else pd.concat(
-        [ranked.head(half), ranked.tail(half)])
-
-
-def _page(title: str, settings: LossSettings, totals: pd.DataFrame,
-          striking: pd.DataFrame, pictures: dict[str, bytes]) -> str:
-    return html_page(f'Regularization samples: {title}', [
-        ('', _INTRODUCTION.format(settings.tau)),
-        ('By checkpoint', totals),
-        ('Share of regularization samples', pictures['shares.png']),
-        ('Weights', pictures['weights.png']),
-        (f'By class; of more than {_SHOWN_CLASSES}, those with the highest '
-         'and the lowest share',
-         striking.drop(columns=['checkpoint', 'label'])),
-        *((title, pictures[name]) for title, name in (
-            ('Samples with the least weight', 'least_weight.png'),
-            ('Samples with the most weight', 'most_weight.png'),
-            (f'Samples are {GRID} x {GRID} pixels of each picture; here are '
-             'all of some', 'maps.png')) if name in pictures),
-    ])

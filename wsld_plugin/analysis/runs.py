@@ -1,16 +1,25 @@
-"""Compare trainings by what they logged."""
+"""Compare trainings by what they logged, over seeds."""
 from __future__ import annotations
 
+import json
+import math
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from .drawing import plot_runs, png, whole_epochs
 from .errors import AnalysisError
 from .history import read_config, read_history
-from .tables import mean_and_deviation, write_results
+from .tables import markdown_table, write_results
+
+_NOTES = """{}: mean ± sample standard deviation over the seeds.
+The best epoch of each run is chosen on the validation that it is reported on;
+last epoch and test are not chosen. Differences are paired by seed, p is of a
+two-sided paired t test, not corrected for several comparisons."""
 
 
 def method_name(work_dir: Path) -> str:
@@ -75,12 +84,12 @@ def compare_runs(work_dirs: Sequence[Path], out: Path) -> pd.DataFrame:
 
     Args:
         work_dirs: Folders that were given to trainings.
-        out: Folder for ``runs.csv`` (a row for each run), ``runs.md`` (what
-            is returned) and ``runs.png`` (the curves).
+        out: Folder for ``runs.csv`` (a row for each run), ``report.md``
+            (what is returned) and ``curves.png``.
 
     Returns:
         A row for each method: the number of its runs, of unfinished ones,
-        last and best epoch as text. ``attrs`` name the metric.
+        last and best validation as text. ``attrs`` name the metric.
 
     Raises:
         AnalysisError: As by :func:`read_runs`, or if two folders are the
@@ -95,27 +104,115 @@ def compare_runs(work_dirs: Sequence[Path], out: Path) -> pd.DataFrame:
                 f'{known[key]} and {row.run} are runs of one method, '
                 f'{row.method}, with the same seed, {row.seed}')
         known[key] = row.run
-    methods = pd.DataFrame({
-        'method': method,
+    return _report(table, out)
+
+
+def report_experiments(runs: Sequence[tuple[str, int, Path, Path]],
+                       compare: Sequence[str], apart: Collection[str],
+                       out: Path) -> pd.DataFrame:
+    """Compare what is finished of a plan, and say what is missing.
+
+    Args:
+        runs: Name, seed and work dir of all that there should be, and the
+            JSON file with metrics of the test split, perhaps none, that is
+            there when all is done.
+        compare: Names that the others are compared with.
+        apart: Names that are compared with none, such as teachers.
+        out: As for :func:`compare_runs`; ``differences.csv`` is there, too.
+
+    Returns:
+        As :func:`compare_runs`, with the test and with paired differences.
+
+    Raises:
+        AnalysisError: If nothing is finished.
+    """
+    done = [run for run in runs if run[3].exists()]
+    if not done:
+        raise AnalysisError('no run of the plan is finished')
+    table = read_runs([work_dir for _, _, work_dir, _ in done])
+    table['method'], table['seed'], _, files = zip(*done)
+    table['test'] = [
+        json.loads(file.read_text()).get(table.attrs['metric'], math.nan)
+        for file in files]
+    return _report(table, out, compare, apart,
+                   [run[:2] for run in runs if run not in done])
+
+
+def paired_difference(values: pd.Series, others: pd.Series) -> dict[str, Any]:
+    """Compare two settings seed by seed.
+
+    Args:
+        values: Of one setting, indexed by seed.
+        others: Of the one that it is compared with.
+
+    Returns:
+        ``mean``, sample deviation ``std`` and number ``n`` of differences
+        where both have the seed, ``p`` of the two-sided paired t test, all
+        of it as ``text``. What cannot be told is NaN.
+
+    Example:
+        >>> values, others = pd.Series([3, 5, 7]), pd.Series([1, 2, 3])
+        >>> paired_difference(values, others)['text']
+        '+3.00 ± 1.00 (p = 0.035, n = 3)'
+    """
+    from scipy.stats import ttest_1samp
+    differences = (values - others).dropna().astype(float)
+    n, mean, std = len(differences), differences.mean(), differences.std()
+    # What rounding leaves of equal differences must not look significant.
+    if std <= 1e-9 * max(values.abs().max(), others.abs().max()):
+        std = 0.0
+    p = float(ttest_1samp(differences, 0).pvalue) if std > 0 else math.nan
+    text = f'{mean:+.2f}' + (f' ± {std:.2f}' if n > 1 else '')
+    text += f' (p = {p:.2g}, n = {n})' if std > 0 else f' (n = {n})'
+    return {'mean': mean, 'std': std, 'p': p, 'n': n, 'text': text * bool(n)}
+
+
+def _report(table: pd.DataFrame, out: Path, compare: Sequence[str] = (),
+            apart: Collection[str] = (),
+            missing: Sequence[tuple[str, int]] = ()) -> pd.DataFrame:
+    """Compare the methods of a table of runs, and write what was found."""
+    tested = 'test' in table and table.test.notna().any()
+    # Not chosen; of these the one that is shown comes last.
+    compared = ['last', 'test'] if tested else ['last']
+    groups = dict(iter(table.set_index('seed').groupby('method', sort=False)))
+    differences = pd.DataFrame(
+        [(name, other, of,
+          *paired_difference(groups[name][of], groups[other][of]).values())
+         for name in groups if name not in apart for other in compare
+         if other in groups and other != name for of in compared],
+        columns=['method', 'than', 'of', 'mean', 'std', 'p', 'n', 'text'])
+    of = compared[-1]
+    texts = differences[differences.of == of].pivot(
+        index='method', columns='than', values='text')
+    lost = Counter(name for name, _ in missing)
+    shown = pd.DataFrame([{
+        'method': name,
         'runs': len(group),
-        'unfinished': group.unfinished.sum(),
-        **{
-            f'{which} epoch': mean_and_deviation(group[which], 2) + ' (at ' +
-            ' to '.join(map(str, sorted({epochs.min(), epochs.max()}))) + ')'
-            for which in ('last', 'best')
-            for epochs in [group[f'{which} epoch']]
-        }
-    } for method, group in table.groupby('method', sort=False))
-    methods.attrs = table.attrs
-    write_results({
+        'unfinished': group.unfinished.sum() + lost[name],
+        **{key: _spread(group[key].dropna())
+           for key in ('last', 'best', *compared[1:])},
+        **{f'{of} - {than}': texts[than].get(name) for than in texts}
+    } for name, group in groups.items()]).fillna('')
+    shown.attrs = table.attrs
+    notes = _NOTES.format(table.attrs['metric']) + ''.join(
+        f'\n\nMissing: {name}, seed {seed}.' for name, seed in missing)
+    files: dict[Path, Any] = {
+        out / 'report.md': f'{markdown_table(shown)}\n{notes}\n',
         out / 'runs.csv': table.drop(columns='history'),
-        out / 'runs.md': methods,
-        out / 'runs.png': draw_runs(table),
-    })
-    return methods
+        out / 'curves.png': _draw(table)
+    }
+    if compare:
+        files[out / 'differences.csv'] = differences
+    write_results(files)
+    return shown
 
 
-def draw_runs(table: pd.DataFrame) -> bytes:
+def _spread(values: pd.Series) -> str:
+    text = f'{values.mean():.2f}' if len(values) else ''
+    return text + (f' ± {values.std():.2f}' if len(values) > 1 else '')
+
+
+def _draw(table: pd.DataFrame) -> bytes:
     """Draw metric and loss of :func:`read_runs` over the epochs, as PNG."""
     from matplotlib.figure import Figure
     figure = Figure(figsize=(10, 4.2), layout='constrained')

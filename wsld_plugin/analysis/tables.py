@@ -1,9 +1,8 @@
 """Tables as text, and the files that results are written to."""
 from __future__ import annotations
 
-import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,19 +47,6 @@ def print_table(table: pd.DataFrame, title: str) -> None:
     for row in table.itertuples(index=False, name=None):
         shown.add_row(*(escape(readable(value)) for value in row))
     Console(file=sys.stdout).print(shown)
-
-
-def mean_and_deviation(values: Sequence[float], digits: int = 1) -> str:
-    """``mean ± standard deviation`` of a sample; the mean alone of one.
-
-    Example:
-        >>> mean_and_deviation([1, 2, 3])
-        '2.0 ± 1.0'
-    """
-    mean = f'{statistics.mean(values):.{digits}f}'
-    if len(values) > 1:
-        mean += f' ± {statistics.stdev(values):.{digits}f}'
-    return mean
 
 
 def write_results(results: Mapping[Path, Any]) -> None:

@@ -1,13 +1,13 @@
 """Write the student for programs that know neither mmpretrain nor us."""
 from __future__ import annotations
 
-import inspect
 import tempfile
-import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
+from warnings import catch_warnings, simplefilter
 
 import torch
 from mmengine.config import Config
@@ -27,8 +27,6 @@ _PIXELS = 2**25
 # Of the largest logit: float32 sums in another order stay far below, a wrong
 # mean or a lost layer is far above.
 _TOLERANCE = 1e-4
-# The oldest that inference engines still ask for and torch still writes.
-_OLDEST_OPSET = 11
 
 
 class OnnxError(CheckpointError):
@@ -53,7 +51,6 @@ def export_onnx(source: str,
                 out: str,
                 *,
                 config: str | None = None,
-                opset: int | None = None,
                 with_preprocessing: bool = False) -> OnnxStudent:
     """Write a checkpoint's student as an ONNX file.
 
@@ -67,7 +64,6 @@ def export_onnx(source: str,
         source: Path or URL of a checkpoint of a distiller or classifier.
         out: As for :func:`export_path`.
         config: Config file, for a checkpoint that does not hold its own.
-        opset: ONNX opset; by default that which torch prefers.
         with_preprocessing: Whether the file takes pictures as OpenCV reads
             them (uint8, blue first) and normalises them itself, or takes
             normalised ones (float32).
@@ -79,10 +75,10 @@ def export_onnx(source: str,
         CheckpointError: If ``source`` holds no student, or one that does not
             fit the config.
         ConfigError: If ``config`` cannot be read.
-        OnnxError: If the opset cannot be written here, the config is missing,
-            or the file's logits are not the student's.
+        OnnxError: If packages or the config are missing, or the file's
+            logits are not the student's.
     """
-    _check(opset)
+    _check()
     checkpoint = student_checkpoint(read_checkpoint(source), source)
     cfg = _student_config(checkpoint['meta']['cfg'], config, source)
     with DefaultScope.overwrite_default_scope(
@@ -97,7 +93,7 @@ def export_onnx(source: str,
             pictures = _preprocessed(classifier, pictures)
         part = Path(folder, path.name)
         # Of one, torch would take the size of the batch for a constant.
-        _write(student, torch.cat([pictures] * 2)[:2], part, opset)
+        _write(student, torch.cat([pictures] * 2)[:2], part)
         written = OnnxStudent(path, *_compare(student, _read(part), pictures))
         limit = _TOLERANCE * written.largest_logit
         # So that NaN is not below it either.
@@ -142,7 +138,7 @@ def _preprocessed(classifier: Any, images: Tensor) -> Tensor:
     return images
 
 
-def _check(opset: int | None) -> None:
+def _check() -> None:
     """Refuse what could not be written, before any work."""
     missing = [
         name for name in ('onnx', 'onnxruntime', 'onnxscript')
@@ -152,11 +148,9 @@ def _check(opset: int | None) -> None:
         raise OnnxError(
             f'ONNX needs {", ".join(missing)}: pip install '
             f'{" ".join(missing)}, or this package with its extra "deploy"')
-    import onnx
-    newest = onnx.defs.onnx_opset_version()
-    if opset is not None and not _OLDEST_OPSET <= opset <= newest:
+    if 'dynamic_shapes' not in signature(torch.onnx.export).parameters:
         raise OnnxError(
-            f'opset is {opset}, expected {_OLDEST_OPSET} to {newest}')
+            f'ONNX needs torch 2.5 or newer, this is {torch.__version__}')
 
 
 def _student_config(text: str, config: str | None, source: str) -> Config:
@@ -223,35 +217,17 @@ def _compare(student: nn.Module, written: Callable[[Tensor], Tensor],
     return len(images), float(difference), float(largest), same, rows
 
 
-def _write(student: nn.Module, images: Tensor, path: Path,
-           opset: int | None) -> None:
-    import onnx
-    options: dict[str, Any] = dict(
-        input_names=['images'], output_names=['logits'], opset_version=opset)
-    known = inspect.signature(torch.onnx.export).parameters
-    if 'dynamic_shapes' not in known or (opset or 18) < 18:
-        # The newer exporter cannot write older opsets: it would only log
-        # that the file has another one than was asked for.
-        options.update(
-            dynamic_axes=dict(images={0: 'batch'}, logits={0: 'batch'}),
-            **dict(dynamo=False) if 'dynamo' in known else {})
-    else:
+def _write(student: nn.Module, images: Tensor, path: Path) -> None:
+    with catch_warnings():
+        # Of the exporter's own code.
+        for category in (FutureWarning, DeprecationWarning):
+            simplefilter('ignore', category)
         # external_data: the weights go into the same file.
-        options.update(
-            dynamo=True,
+        torch.onnx.export(
+            student, (images, ), str(path), input_names=['images'],
+            output_names=['logits'], dynamo=True, external_data=False,
             dynamic_shapes=dict(images={0: torch.export.Dim('batch')}),
-            external_data=False,
             verbose=False)
-    with warnings.catch_warnings():
-        # About constants, which the comparison answers, and the exporter.
-        for category in (torch.jit.TracerWarning, FutureWarning,
-                         DeprecationWarning):
-            warnings.simplefilter('ignore', category)
-        torch.onnx.export(student, (images, ), str(path), **options)
-    found = onnx.load(str(path)).opset_import[0].version
-    if opset not in (None, found):
-        raise OnnxError(f'torch {torch.__version__} writes this student in '
-                        f'opset {found}, not {opset}')
 
 
 def _read(path: Path) -> Callable[[Tensor], Tensor]:

@@ -15,6 +15,7 @@ import torch
 from mmengine.config import Config
 from torch import Tensor
 
+from ..config import literal
 from ..version import __version__
 from .atomic import write_atomically
 from .conversion import mmpretrain_names
@@ -199,7 +200,7 @@ def _student_config(text: str) -> str:
     try:
         cfg = {
             node.targets[0].id:  # type: ignore[attr-defined]
-            ast.literal_eval(_Literal().visit(node.value))
+            literal(node.value)
             for node in ast.parse(text).body if isinstance(node, ast.Assign)
         }
     except (SyntaxError, ValueError):
@@ -208,15 +209,3 @@ def _student_config(text: str) -> str:
         return ''
     student = {key: cfg[key] for key in _TEST_FIELDS if key in cfg}
     return Config(dict(student, model=student_model(cfg['model']))).pretty_text
-
-
-class _Literal(ast.NodeTransformer):
-    """Turns ``dict(key=literal)`` into ``{'key': literal}``."""
-
-    def visit_Call(self, node: ast.Call) -> ast.Dict:
-        """Translate a call, and those inside it."""
-        if getattr(node.func, 'id', None) != 'dict' or node.args:
-            raise ValueError(f'not a literal: {ast.dump(node.func)}')
-        self.generic_visit(node)
-        return ast.Dict([ast.Constant(word.arg) for word in node.keywords],
-                        [word.value for word in node.keywords])

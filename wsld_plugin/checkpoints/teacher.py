@@ -15,13 +15,9 @@ from .loading import (
     MissingCheckpointError,
     load_strictly,
     read_checkpoint,
-    strip_prefix,
     unwrapped,
     weights_for,
 )
-
-# Where a checkpoint of a distillation has its networks.
-_PARTS = {'student': 'architecture.', 'teacher': 'teacher.'}
 
 
 def load_teacher(teacher: nn.Module, path: str, source: str) -> None:
@@ -43,12 +39,12 @@ def load_teacher(teacher: nn.Module, path: str, source: str) -> None:
 
         teacher.register_forward_pre_hook(refuse)
     except CheckpointMismatchError as error:
-        fitting, prefix = _fitting_part(teacher, path)
         raise CheckpointMismatchError(
-            f'{error}. {fitting}To load what fits and leave the rest as it '
-            f'is, set {source.rpartition(".")[2]}=None and give the teacher '
-            "init_cfg=dict(type='Pretrained', checkpoint=..."
-            f'{prefix})') from error
+            f'{error}. To load what fits and leave the rest as it is, set '
+            f'{source.rpartition(".")[2]}=None and give the teacher '
+            "init_cfg=dict(type='Pretrained', checkpoint=...), of a "
+            "distillation's file with prefix='architecture.' (the student) "
+            "or prefix='teacher.'") from error
 
 
 def has_weights(teacher: nn.Module) -> bool:
@@ -81,26 +77,6 @@ def keep_teacher(teacher: nn.Module, weights: dict[str, Tensor]) -> bool:
     for key in [key for key in weights if key.startswith('teacher.')]:
         del weights[key]
     return True
-
-
-def _fitting_part(teacher: nn.Module, path: str) -> tuple[str, str]:
-    """Say which part of a distillation's file would fit, and its prefix."""
-    weights = unwrapped(read_checkpoint(path)['state_dict'])
-    for name, prefix in _PARTS.items():
-        if _shapes(strip_prefix(weights, prefix)) == _shapes(
-                teacher.state_dict()):
-            return (f"It is a distillation's, whose {name} would fit. ",
-                    f', prefix={prefix!r}')
-    return '', ''
-
-
-def _shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    # Files from before torch 0.4.1 have no counters.
-    return {
-        key: value.shape
-        for key, value in weights.items()
-        if not key.endswith('num_batches_tracked')
-    }
 
 
 class FrozenTeacher:
