@@ -274,7 +274,7 @@ def _of_config(config: Config, path: str, weights: Optional[str]) -> Source:
         mean, std = (0, 0, 0), (1, 1, 1)
     mean, std = (one and _scaled(one[::1 if to_rgb else -1], 1)
                  for one in (mean, std))
-    modules = (config.get('custom_imports') or {}).get('imports', ())
+    modules = (config.get('custom_imports') or {}).get('imports') or ()
     imports = {*([modules] if isinstance(modules, str) else modules)}
     classes = (data.get('metainfo') or {}).get('classes')
     if not classes and data.get('type'):
