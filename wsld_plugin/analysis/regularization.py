@@ -106,7 +106,8 @@ def regularization_report(config: Config,
         'weights.png': draw_weights(samples)
     }
     if is_dense(networks[0]):
-        files['maps.png'] = draw_maps(*networks[-2:], loader, settings)
+        files['maps.png'] = draw_maps(
+            networks[-2], networks[-1], loader, settings)
     else:
         to_rgb = getattr(networks[0].data_preprocessor, 'to_rgb', False)
         for name, rows in (('least', last.nsmallest(_PICTURES, 'weight')),
