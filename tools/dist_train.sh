@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Usage: dist_train.sh CONFIG GPUS [arguments of train.py]
 # Several machines: NNODES, NODE_RANK, MASTER_ADDR and PORT, as torchrun
-# takes them. Without GPUs, GPUS processes train on the CPU.
+# takes them. Without GPUs, GPUS processes train on the CPU. With MAX_RESTARTS=N
+# torchrun starts all processes again when one has died, up to N times, and
+# the training goes on after its last checkpoint.
 set -euo pipefail
 
 if [ $# -lt 2 ]; then
@@ -25,11 +27,21 @@ s.bind(("", 0)); print(s.getsockname()[1])')
     fi
 fi
 
+MEETING=(--node_rank="$NODE_RANK" --master_addr="$MASTER_ADDR"
+    --master_port="$PORT")
+if [ "${MAX_RESTARTS:-0}" != 0 ]; then
+    MEETING=(--max_restarts="$MAX_RESTARTS" --rdzv_backend=c10d
+        --rdzv_endpoint="$MASTER_ADDR:$PORT" --rdzv_id="$PORT")
+    # The store that torchrun shares still knows the dead (torch 2.14).
+    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+    # Checkpoints that are older are of another training.
+    WSLD_LAUNCHED=$(date +%s)
+    export WSLD_LAUNCHED
+fi
+
 export PYTHONPATH="$TOOLS/..${PYTHONPATH:+:$PYTHONPATH}"
 exec "$PYTHON" -m torch.distributed.run \
     --nnodes="$NNODES" \
-    --node_rank="$NODE_RANK" \
-    --master_addr="$MASTER_ADDR" \
-    --master_port="$PORT" \
+    "${MEETING[@]}" \
     --nproc_per_node="$GPUS" \
     "$TOOLS/train.py" "$CONFIG" --launcher pytorch "${@:3}"

@@ -47,6 +47,8 @@ def train_config(args: argparse.Namespace) -> Any:
     if args.resume is not None:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
+    if command_line.goes_on(cfg.work_dir):
+        cfg.resume, cfg.load_from = True, None
     if args.amp:
         command_line.use_mixed_precision(cfg)
     if args.auto_scale_lr:

@@ -292,6 +292,20 @@ def evaluate_student(cfg: Config,
     return runner.test()
 
 
+def goes_on(work_dir: str) -> bool:
+    """Whether torchrun started this process again, after a checkpoint.
+
+    ``tools/dist_train.sh`` says with ``WSLD_LAUNCHED``, in seconds since
+    1970, when it started the first ones: what is older in the folder is of
+    another training.
+    """
+    launched = os.environ.get('WSLD_LAUNCHED')
+    if not (launched and int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0))):
+        return False
+    last = Path(work_dir, 'last_checkpoint')
+    return last.is_file() and last.stat().st_mtime >= float(launched)
+
+
 def leave_group() -> None:
     """Leave the other processes of a distributed run, at its end.
 

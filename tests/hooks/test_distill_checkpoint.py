@@ -6,6 +6,7 @@ import json
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ RUNS = itertools.count()
 
 def again(cfg: Config, *changes: dict[str, Any], **fields: Any) -> Config:
     """The same config for another run; mmengine keeps state by name."""
-    cfg = cfg.copy()
+    cfg = deepcopy(cfg)
     for change in (*changes, fields):
         cfg.merge_from_dict(change)
     compat.prepare_amp(cfg)

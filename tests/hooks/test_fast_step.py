@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import re
 from contextlib import ExitStack
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ class Run(Hook):
                  double: bool = False, validate: bool = False,
                  fail: bool = False, **fields: Any) -> None:
         Run.number += 1
-        cfg = cfg.copy()
+        cfg = deepcopy(cfg)
         cfg.merge_from_dict(fields)
         if not validate:
             cfg.update(val_cfg=None, val_dataloader=None, val_evaluator=None)

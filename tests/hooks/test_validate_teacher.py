@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,7 @@ def test_training_goes_on_as_without_it(
     ends = []
     for hooks in (['FrozenTeacherHook', 'ValidateTeacherHook'],
                   ['FrozenTeacherHook']):
-        cfg = tiny_config.copy()
+        cfg = deepcopy(tiny_config)
         for name in ('frozen_teacher', 'validate_teacher'):
             cfg.default_hooks.pop(name, None)
         cfg.custom_hooks = [dict(type=hook) for hook in hooks]

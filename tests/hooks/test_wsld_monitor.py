@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,7 @@ def test_training_is_the_same_to_the_bit(tiny_config: Config,
     del tiny_config.default_hooks['epoch_seed']
     ends = []
     for hooks in ([MONITOR], []):
-        cfg = tiny_config.copy()
+        cfg = deepcopy(tiny_config)
         cfg.default_hooks.pop('wsld_monitor', None)
         cfg.custom_hooks = hooks
         cfg.experiment_name += str(len(hooks))

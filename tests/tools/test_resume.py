@@ -22,15 +22,20 @@ def descendants(pid: int) -> list[int]:
     return [pid, *chain.from_iterable(map(descendants, map(int, children)))]
 
 
-def kill_in_epoch(run: subprocess.Popen, epoch: int) -> None:
-    """Kill all of a run's processes in the middle of an epoch."""
+def kill_in_epoch(run: subprocess.Popen, epoch: int,
+                  whole: bool = True) -> None:
+    """Kill a run's processes, or one of several, in the middle of an epoch."""
     assert run.stdout is not None
     output = []
     for line in run.stdout:
         output.append(line)
         if f'Epoch(train) [{epoch}][2/' in line:
             # The launcher's processes are in groups of their own.
-            for pid in descendants(run.pid):
+            _, *started = descendants(run.pid)
+            if not whole:
+                os.kill(started[0], signal.SIGKILL)
+                return
+            for pid in (run.pid, *started):
                 os.kill(pid, signal.SIGKILL)
             run.communicate()
             return
@@ -66,7 +71,7 @@ def test_one_process(tmp_path: Path, call_tool: Callable[..., None],
     check_same_end(whole, cut)
 
 
-def test_two_processes(tmp_path: Path,
+def test_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                        start_tool: Callable[..., subprocess.Popen]) -> None:
     def train(*args: object) -> subprocess.Popen:
         return start_tool('dist_train.sh', TINY_CONFIG, 2, '--work-dir', *args)
@@ -83,3 +88,16 @@ def test_two_processes(tmp_path: Path,
     finish(uninterrupted)
     finish(resumed)
     check_same_end(whole, cut)
+
+    # One is killed; the launcher starts all again. What another training
+    # left in the folder is not gone on from, neither at first nor then.
+    monkeypatch.setenv('MAX_RESTARTS', '1')
+    again = tmp_path / 'again'
+    again.mkdir()
+    old = again / 'last_checkpoint'
+    old.write_text(str(whole / 'epoch_3.pth'))
+    os.utime(old, (0, 0))
+    restarted = train(again)
+    kill_in_epoch(restarted, 2, whole=False)
+    finish(restarted)
+    check_same_end(whole, again)

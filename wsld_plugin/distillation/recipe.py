@@ -287,6 +287,7 @@ def _config(recipe: Recipe,
                     interval=settings['train_cfg']['val_interval'],
                     max_keep_ckpts=1,
                     save_best=None),
+                norm_momentum=dict(type='NormMomentumHook'),
                 fast_step=dict(
                     type='FastStepHook', channels_last=traits.channels_last)),
             launcher=recipe.launcher,

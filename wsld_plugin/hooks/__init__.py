@@ -3,6 +3,7 @@ from .distill_checkpoint import DistillCheckpointHook
 from .epoch_seed import EpochSeedHook
 from .fast_step import FastStepHook
 from .frozen_teacher import FrozenTeacherHook
+from .norm_momentum import NormMomentumHook
 from .validate_teacher import ValidateTeacherHook
 from .wsld_monitor import WSLDMonitorHook
 
@@ -11,6 +12,7 @@ __all__ = [
     'EpochSeedHook',
     'FastStepHook',
     'FrozenTeacherHook',
+    'NormMomentumHook',
     'ValidateTeacherHook',
     'WSLDMonitorHook',
 ]
