@@ -79,7 +79,7 @@ def test_configs_of_a_fork_are_found(run_python, site):
 def test_mmpretrain_imports_beside_pycocotools(run_python, site_without):
     if find_spec('transformers') is None:
         pytest.skip('transformers is not installed')
-    site = site_without('pycocotools')
+    site = site_without('pycocotools', 'mmdet')
     (site / 'pycocotools').mkdir()
     (site / 'pycocotools' / '__init__.py').touch()
     info = site / 'pycocotools-2.0.11.dist-info'

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from ..functional import regularization_samples, wsld_weight
-from ..functional.dense import at_size
 from .drawing import png
 from .sample_drawings import picture
 
@@ -42,8 +42,8 @@ def grid_pixels(networks: Sequence[Any], outputs: Sequence[Tensor],
         down, across = (torch.linspace(0, size - 1, GRID).round().long()
                         for size in labels.shape)
         for part, network, output in zip(rows, networks, outputs):
-            found = at_size(output[index:index + 1].cpu(), labels.shape,
-                            network.align_corners)[0]
+            found = _at_size(output[index:index + 1].cpu(), labels.shape,
+                             network.align_corners)[0]
             part.append(found[:, down][:, :, across].flatten(1).T)
         rows[-1].append(labels[down][:, across].flatten())
     *logits, labels = map(torch.cat, rows)
@@ -63,8 +63,8 @@ def draw_maps(student: Any, teacher: Any, loader: Any,
         data = preprocess(loader.collate_fn([dataset[index]]), False)
         labels = data['data_samples'][0].gt_sem_seg.data.cpu().long()
         ignored = labels == settings.ignore_index
-        s, t = (at_size(one(data['inputs'], mode='tensor').cpu(),
-                        labels.shape[1:], one.align_corners)
+        s, t = (_at_size(one(data['inputs'], mode='tensor').cpu(),
+                         labels.shape[1:], one.align_corners)
                 for one in (student, teacher))
         known = labels.masked_fill(ignored, 0)
         maps = [wsld_weight(s, t, known, settings.eps),
@@ -80,3 +80,10 @@ def draw_maps(student: Any, teacher: Any, loader: Any,
         for one in axes:
             one.set_axis_off()
     return png(figure)
+
+
+def _at_size(logits: Tensor, size: Sequence[int],
+             align_corners: bool) -> Tensor:
+    """Logits ``(N, C, h, w)`` at another size, as mmseg resizes them."""
+    return interpolate(logits, tuple(size), mode='bilinear',
+                       align_corners=align_corners)

@@ -14,9 +14,9 @@ from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from ..config import load_config
-from ..functional.dense import at_size
 from .atomic import write_atomically
 from .loading import CheckpointError, load_weights, read_checkpoint
 from .student import export_path, student_checkpoint, student_model
@@ -121,8 +121,9 @@ class _Logits(nn.Module):
         logits = self.classifier(images, mode='tensor')
         if not isinstance(logits, Tensor) or logits.dim() != 4:
             return logits
-        return at_size(logits, images.shape[2:],
-                       bool(self.classifier.align_corners))
+        # As mmseg does before it takes the largest.
+        return interpolate(logits, images.shape[2:], mode='bilinear',
+                           align_corners=bool(self.classifier.align_corners))
 
 
 def _preprocessed(classifier: Any, images: Tensor) -> Tensor:

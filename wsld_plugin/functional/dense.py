@@ -1,12 +1,10 @@
 """Labels of pixels and boxes, as their packages hand them over."""
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 # What two networks of a detector classify is the same only if delivered.
 _ADVICE = (
@@ -22,13 +20,6 @@ def without_channel(gt_labels: Any, logits: Any) -> Any:
             and not gt_labels.is_floating_point()):
         return gt_labels.squeeze(1)
     return gt_labels
-
-
-def at_size(logits: Tensor, size: Sequence[int],
-            align_corners: bool = False) -> Tensor:
-    """Logits ``(N, C, h, w)`` at another size, as mmseg resizes them."""
-    return interpolate(logits, tuple(size), mode='bilinear',
-                       align_corners=align_corners)
 
 
 def check_rows(gt_labels: Tensor, teacher_labels: Tensor) -> None:
