@@ -1,6 +1,7 @@
 """A file that is not as it was written is refused, in one line."""
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,18 @@ def test_zeros_and_half_of_it_are_seen(tmp_path: Path) -> None:
     assert 'is damaged' in refusal(path)
     path.write_bytes(data[:len(data) // 2])
     assert 'is cut off' in refusal(path)
+
+
+def test_the_old_format_with_another_list_of_tensors(tmp_path: Path) -> None:
+    """Which torch asserts."""
+    path = tmp_path / 'file.pth'
+    torch.save(dict(weight=torch.ones(9)), path,
+               _use_new_zipfile_serialization=False)
+    data = path.read_bytes()
+    key = re.findall(rb'\d{9,}', data)[-1]
+    before, after = data.rsplit(key, 1)
+    path.write_bytes(before + key[::-1] + after)
+    assert 'cannot be read' in refusal(path)
 
 
 def test_a_line_break_in_a_key_is_none_in_the_message(tmp_path: Path) -> None:

@@ -20,9 +20,10 @@ _SHOWN_LINE = 300
 # How the two formats of torch.save begin: a zip archive, a pickle.
 _BEGINNINGS = (b'PK\x03\x04', b'\x80')
 # What torch.load, by its version, and zipfile raise of files not their own.
-_UNREADABLE = (AttributeError, EOFError, ImportError, LookupError,
-               RuntimeError, TypeError, ValueError, pickle.UnpicklingError,
-               struct.error, zipfile.BadZipFile, zlib.error)
+_UNREADABLE = (AssertionError, AttributeError, EOFError, ImportError,
+               LookupError, RuntimeError, TypeError, ValueError,
+               pickle.UnpicklingError, struct.error, zipfile.BadZipFile,
+               zlib.error)
 
 
 class CheckpointError(ValueError):
@@ -145,7 +146,9 @@ def fault_of(path: Path) -> str | None:
             wrong = archive.testzip()
     except _UNREADABLE as error:
         return f'is damaged: {" ".join(str(error).split())}'
-    return wrong and f'is damaged: {wrong} is not what its checksum tells'
+    # A name that was changed may hold anything, also nothing.
+    return None if wrong is None else (
+        f'is damaged: {wrong!a} is not what its checksum tells')
 
 
 def strip_prefix(weights: dict[str, Tensor],
