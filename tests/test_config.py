@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,22 @@ def test_no_false_alarm_in_others_configs() -> None:
     assert read > 60 and not any(alarms)
 
 
+@pytest.mark.parametrize('name, value, said', [
+    ('model', 'resnet18', 'sets model to a str, \'resnet18\', expected a '
+     'dict'),
+    ('train_dataloader', 3, 'sets train_dataloader to a int, 3,'),
+    ('custom_hooks', dict(type='x'), 'expected a list'),
+    ('param_scheduler', 'x', 'expected a dict or list'),
+    ('load_from', 0.5, 'sets load_from to a float, 0.5, expected a str'),
+    ('resume', 'auto', 'expected a bool')])
+def test_values_of_another_kind_are_refused(
+        tmp_path: Path, name: str, value: object, said: str) -> None:
+    path = tmp_path / 'config.py'
+    path.write_text(f'{name} = {value!r}')
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        load_config(path)
+
+
 def test_custom_imports_are_imported(tmp_path: Path,
                                      monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -133,6 +150,9 @@ SEGMENTOR = dict(type='EncoderDecoder')
     (dict(CLASSIFIER, data_preprocessor=dict(mean=[1])), {}, True),
     (CLASSIFIER, dict(data_preprocessor=dict(type='Other')), False),
     (SEGMENTOR, {}, False),
+    # To be refused where they are built.
+    (dict(CLASSIFIER, data_preprocessor=True), {}, False),
+    (dict(type='Distill', architecture='text'), {}, False),
     (dict(PREPROCESSED, type='Distill', architecture=SEGMENTOR), {}, True),
     (dict(type='Distill', architecture=SEGMENTOR), {}, False),
 ])

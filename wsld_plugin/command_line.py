@@ -69,8 +69,8 @@ def one_line_errors(*more: type[Exception]) -> Iterator[None]:
         fail('interrupted', 130)
     except mistakes as error:
         fail(error)
-    except (AssertionError, ImportError, KeyError, TypeError,
-            ValueError) as error:
+    except (ArithmeticError, AssertionError, AttributeError, ImportError,
+            LookupError, RuntimeError, TypeError, ValueError) as error:
         mistake = unbuildable(error)
         if mistake is None:
             raise
@@ -128,6 +128,8 @@ def _is_classification(cfg: Config) -> bool:
     student = student_model(cfg.model)
     preprocessor = student.get('data_preprocessor') or cfg.get(
         'data_preprocessor') or {}
+    if not isinstance(preprocessor, dict):
+        return False
     kind = preprocessor.get('type')
     # Which is what mmpretrain's classifiers take if nothing is said.
     names = ('ClsDataPreprocessor', ) if kind else (

@@ -9,7 +9,7 @@ import re
 import traceback
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from mmengine.config import Config, DictAction
 from mmengine.registry import build_from_cfg
@@ -30,6 +30,7 @@ _ALSO_READ = ('activation_checkpointing', 'compile', 'custom_imports',
 # Those that mmengine itself drops where they are None.
 _ITS_HOOKS = ('runtime_info', 'timer', 'sampler_seed', 'logger',
               'param_scheduler', 'checkpoint')
+_PLAIN = (bool, int, float, str, list, tuple, dict)
 # Of difflib: a letter more, less or wrong in a name of six or more.
 _SIMILAR = 0.83
 
@@ -58,8 +59,9 @@ def load_config(path: str | os.PathLike[str],
     Raises:
         ConfigError: In one line, if the file or a base is missing, its code
             or a module of ``custom_imports`` fails, an option does not fit,
-            or a key on top is nearly, but not, one that is read
-            (``optim_wraper``).
+            a key on top is nearly, but not, one that is read
+            (``optim_wraper``), or holds another kind of value than Runner
+            takes.
 
     Examples:
         >>> load_config('nowhere.py')
@@ -75,6 +77,7 @@ no such file
                           f'{_explained(error, path)}') from error
     _override(cfg, options or {})
     _refuse_misspelt(cfg, path)
+    _refuse_other_types(cfg, path)
     for name, hook in [*(cfg.get('default_hooks') or {}).items()]:
         if hook is None and name not in _ITS_HOOKS:
             del cfg.default_hooks[name]
@@ -195,6 +198,24 @@ def _refuse_misspelt(cfg: Config, path: str) -> None:
         if similar and not used:
             raise ConfigError(f'{path} sets {key}, which nothing reads; '
                               f'similar: {similar[0]}')
+
+
+def _refuse_other_types(cfg: Config, path: str) -> None:
+    """Refuse what Runner takes for a dict, a list or a text and is none."""
+    from mmengine.runner import Runner
+    for name, hint in get_type_hints(Runner.__init__).items():
+        kinds = {get_origin(kind) or kind for kind in (
+            get_args(hint) if get_origin(hint) is Union else [hint])}
+        taken = tuple(kinds & {dict, list, str, bool})
+        value = cfg.get(name)
+        # logging takes numbers, too; what is no plain data is others'.
+        if (taken and name != 'log_level' and isinstance(value, _PLAIN)
+                and not isinstance(value, (*taken, tuple) if list in kinds
+                                   else taken)):
+            expected = ' or '.join(sorted(kind.__name__ for kind in taken))
+            raise ConfigError(
+                f'{path} sets {name} to a {type(value).__name__}, '
+                f'{value!r:.50}, expected a {expected}')
 
 
 def unbuildable(error: BaseException) -> str | None:

@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import pickle
+import struct
 import zipfile
+import zlib
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,11 @@ from .conversion import mmpretrain_names
 _SHOWN_LINE = 300
 # How the two formats of torch.save begin: a zip archive, a pickle.
 _BEGINNINGS = (b'PK\x03\x04', b'\x80')
-# What torch.load raises, by its version, of files that are none of its own.
-_UNREADABLE = (AttributeError, EOFError, ImportError, LookupError,
-               RuntimeError, TypeError, ValueError, pickle.UnpicklingError)
+# What torch.load, by its version, and zipfile raise of files not their own.
+_UNREADABLE = (AssertionError, AttributeError, EOFError, ImportError,
+               LookupError, RuntimeError, TypeError, ValueError,
+               pickle.UnpicklingError, struct.error, zipfile.BadZipFile,
+               zlib.error)
 
 
 class CheckpointError(ValueError):
@@ -48,10 +52,13 @@ def read_checkpoint(path: str, *, training: bool = False) -> dict[str, Any]:
     Raises:
         MissingCheckpointError: If there is no such file.
         DownloadError: If a URL's file cannot be had.
-        CheckpointError: In one line, if the file is cut off or no
+        CheckpointError: In one line, if the file is cut off, changed or no
             checkpoint, refers to code, holds no weights, or, for a
             training, holds only them.
     """
+    # First, because torch compares no checksums.
+    if Path(path).is_file() and (fault := fault_of(Path(path))):
+        raise CheckpointError(f'{path} {fault}')
     try:
         checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
     except CheckpointError:
@@ -60,15 +67,13 @@ def read_checkpoint(path: str, *, training: bool = False) -> dict[str, Any]:
         raise MissingCheckpointError(f'{path} is missing') from error
     except _UNREADABLE as error:
         said = ' '.join(str(error).split()) or type(error).__name__
-        fault = fault_of(Path(path))
-        if fault is None and said.startswith(path):
-            # The refusal of a file that refers to code.
-            raise CheckpointError(said) from error
-        raise CheckpointError(
-            f'{path} {fault or f"cannot be read: {said}"}') from error
+        # It does where the file refers to code.
+        raise CheckpointError(said if said.startswith(path) else
+                              f'{path} cannot be read: {said}') from error
     found = f'a {type(checkpoint).__name__}'
     if isinstance(checkpoint, dict):
         found = ', '.join(map(str, [*checkpoint][:8])) or 'nothing'
+        found = ' '.join(found.split())
         if 'state_dict' not in checkpoint:
             checkpoint = dict(state_dict=checkpoint)
         if _is_weights(checkpoint['state_dict']):
@@ -115,7 +120,10 @@ def _is_weights(state: object) -> bool:
 
 
 def fault_of(path: Path) -> str | None:
-    """Say what keeps a file from being a checkpoint, by its two ends.
+    """Say what keeps a file from being a checkpoint.
+
+    Files of ``torch.save`` are zip archives, whose checksums are compared;
+    those of before torch 1.6 have none.
 
     Returns:
         The end of a sentence about it; None if nothing is seen.
@@ -128,10 +136,19 @@ def fault_of(path: Path) -> str | None:
         return 'is empty'
     if not start.startswith(_BEGINNINGS):
         return f'is no checkpoint: it starts with {start!r}'
+    if not start.startswith(b'PK'):
+        return None
     # A zip archive ends with its table of contents.
-    if start.startswith(b'PK') and not zipfile.is_zipfile(path):
+    if not zipfile.is_zipfile(path):
         return 'is cut off'
-    return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            wrong = archive.testzip()
+    except _UNREADABLE as error:
+        return f'is damaged: {" ".join(str(error).split())}'
+    # A name that was changed may hold anything, also nothing.
+    return None if wrong is None else (
+        f'is damaged: {wrong!a} is not what its checksum tells')
 
 
 def strip_prefix(weights: dict[str, Tensor],

@@ -81,7 +81,7 @@ def student_model(model: dict[str, Any]) -> dict[str, Any]:
     Returns:
         The student's, with the preprocessor that it is trained with.
     """
-    if 'architecture' not in model:
+    if not isinstance(model.get('architecture'), dict):
         return model
     student = dict(model['architecture'])
     if 'cfg_path' in student:

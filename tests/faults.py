@@ -1,0 +1,226 @@
+"""Faults, many of them: what comes out is right, or one clear line.
+
+Run by hand; docs/reliability.md has what it showed::
+
+    python tests/faults.py fuzz --count 10000
+    python tests/faults.py call --times 25
+    python tests/faults.py workers --times 6 --processes 2
+"""
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from random import Random
+
+TESTS = Path(__file__).resolve().parent
+TOOLS = TESTS.parent / 'tools'
+sys.path[:0] = map(str, (TESTS, TESTS / 'caching', TOOLS.parent,
+                         TOOLS / 'experiments'))
+
+
+def print_counts(title: str, counts: Counter) -> None:
+    print(f'\n{title}')
+    for row, number in sorted(counts.items()):
+        print(f'{number:7}  ' + '  '.join(f'{cell:30}' for cell in row))
+
+
+# ---------------------------------------------------------------- fuzz
+def fuzz(args: argparse.Namespace) -> int:
+    from fuzzing import AREAS, one_case
+    counts: Counter = Counter()
+    faults, began = [], time.process_time()
+    for area in args.areas or AREAS:
+        share, prepare = AREAS[area]
+        with tempfile.TemporaryDirectory() as folder:
+            kinds = prepare(Path(folder))
+            for number in range(max(len(kinds), round(args.count * share))):
+                kind = [*kinds][number % len(kinds)]
+                draw = Random(f'{args.seed} {area} {number}')
+                outcome, said = one_case(kinds[kind], draw)
+                counts[area, kind, outcome] += 1
+                if said:
+                    faults.append(f'{area}, {kind}, case {number}: {said}')
+                    print(f'{faults[-1]:.500}', flush=True)
+    print_counts(f'{sum(counts.values())} inputs in '
+                 f'{time.process_time() - began:.0f} s of CPU', counts)
+    print(f'\n{len(faults)} failures')
+    return bool(faults)
+
+
+# ---------------------------------------------------------------- kill -9
+def start(command: list, log: Path, **environment: str) -> subprocess.Popen:
+    with log.open('a') as file:
+        return subprocess.Popen(
+            [*map(str, command)], stdout=file, stderr=subprocess.STDOUT,
+            start_new_session=True, env=dict(
+                os.environ, OMP_NUM_THREADS='1', PYTHON=sys.executable,
+                PYTHONPATH=str(TOOLS.parent), **environment))
+
+
+def seconds_to_finish(run: subprocess.Popen, log: Path) -> float:
+    began = time.monotonic()
+    if not alive_after(run, 1200) and run.returncode == 0:
+        return time.monotonic() - began
+    if run.returncode is None:
+        os.killpg(run.pid, signal.SIGKILL)
+    raise SystemExit(f'{run.returncode}: {log.read_text()[-2000:]}')
+
+
+def alive_after(run: subprocess.Popen, seconds: float) -> bool:
+    try:
+        run.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return True
+    return False
+
+
+def writing(folder: Path) -> str:
+    """Whether a file was left half written, just now and not before."""
+    found = [path for path in folder.rglob('*.part')
+             if not path.with_suffix('.seen').exists()]
+    for path in found:
+        path.with_suffix('.seen').touch()
+    return 'in a write' if found else ''
+
+
+def differing(one: Path, two: Path) -> list[str]:
+    """Weights that are not the same bit by bit in two checkpoints."""
+    import torch
+
+    from wsld_plugin.checkpoints import read_checkpoint
+    first, second = (read_checkpoint(str(path))['state_dict']
+                     for path in (one, two))
+    return [key for key in {**first, **second}
+            if key not in first or key not in second
+            or not torch.equal(first[key], second[key])]
+
+
+def write_pictures(folder: Path) -> None:
+    from wsld_plugin.datasets.digits import write_digits
+    write_digits(folder)
+    for one in folder.glob('*/*'):
+        few = 8 if one.parent.name == 'train' else 3
+        for path in sorted(one.iterdir())[few:]:
+            path.unlink()
+
+
+def call(args: argparse.Namespace) -> int:
+    draw, counts, wrong, number = Random(args.seed), Counter(), 0, 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_pictures(folder / 'digits')
+
+        def begin(out: str) -> subprocess.Popen:
+            return start([
+                sys.executable, TOOLS / 'distil.py', '--data',
+                folder / 'digits', '--teacher', 'resnet8@none', '--student',
+                'resnet8', '--epochs', 2, '--tau', 4, '--alpha', 1,
+                '--no-onnx', '--work-dir', folder / out
+            ], folder / f'{out}.log')
+
+        def kill(run: subprocess.Popen, out: str) -> None:
+            os.killpg(run.pid, signal.SIGKILL)
+            run.wait()
+            stage = next((stage for end, stage in (
+                ('student/config.py', '4 student'),
+                ('teacher.pth', '3 after it'),
+                ('data/folder.json', '2 teacher'),
+                ('call.json', '1 pictures'))
+                if (folder / out / end).exists()), '0 start')
+            counts[stage, writing(folder / out)] += 1
+
+        whole = seconds_to_finish(begin('whole'), folder / 'whole.log')
+        print(f'uninterrupted: {whole:.0f} s', flush=True)
+        while sum(counts.values()) < args.times:
+            out = f'cut{number}'
+            while alive_after(run := begin(out), draw.uniform(0, whole)) and (
+                    sum(counts.values()) < args.times):
+                kill(run, out)
+            seconds_to_finish(run, folder / f'{out}.log')
+            bad = differing(*(path for place in ('whole', out) for path in
+                              (folder / place).glob('*-????????.pth')))
+            print(f'{out}: {sum(counts.values())} kills so far, '
+                  f'{len(bad)} weights differ', flush=True)
+            wrong, number = wrong + bool(bad), number + 1
+    print_counts('kills of the one call by stage', counts)
+    print(f'\n{number} students, {wrong} not the uninterrupted one')
+    return bool(wrong)
+
+
+def workers(args: argparse.Namespace) -> int:
+    draw, counts, wrong, number = Random(args.seed), Counter(), 0, 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+
+        def begin(out: str) -> subprocess.Popen:
+            return start([
+                'bash', TOOLS / 'dist_train.sh',
+                TESTS / 'tools' / 'tiny_distillation.py', args.processes,
+                '--work-dir', folder / out, '--cfg-options',
+                'train_dataloader.num_workers=0'
+            ], folder / f'{out}.log', MAX_RESTARTS='9')
+
+        def kill_one(run: subprocess.Popen, out: str) -> None:
+            # The launcher's children are the workers.
+            found = Path(f'/proc/{run.pid}/task/{run.pid}/children')
+            started = found.read_text().split()
+            if not started:
+                return
+            rank = draw.randrange(len(started))
+            os.kill(int(started[rank]), signal.SIGKILL)
+            said = (folder / f'{out}.log').read_text().splitlines()
+            steps = [line for line in said if 'Epoch(' in line]
+            stage = 'before a checkpoint'
+            if (folder / out / 'last_checkpoint').exists():
+                stage = f"after {steps[-1].partition('Epoch')[2][:10]}"
+            counts[stage, writing(folder / out), f'rank {rank}'] += 1
+
+        whole = seconds_to_finish(begin('whole'), folder / 'whole.log')
+        print(f'uninterrupted: {whole:.0f} s', flush=True)
+        while sum(counts.values()) < args.times:
+            out, run = f'cut{number}', begin(f'cut{number}')
+            # Twice at most: torchrun starts all again each time.
+            for _ in range(draw.randint(1, 2)):
+                if sum(counts.values()) < args.times and alive_after(
+                        run, draw.uniform(0.2, 1) * whole):
+                    kill_one(run, out)
+            seconds_to_finish(run, folder / f'{out}.log')
+            bad = differing(folder / 'whole' / 'epoch_3.pth',
+                            folder / out / 'epoch_3.pth')
+            print(f'{out}: {sum(counts.values())} kills so far, '
+                  f'{len(bad)} weights differ', flush=True)
+            wrong, number = wrong + bool(bad), number + 1
+    print_counts(f'kills of one of {args.processes} workers', counts)
+    print(f'\n{number} trainings, {wrong} not the uninterrupted one')
+    return bool(wrong)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    for command in (fuzz, call, workers):
+        sub = commands.add_parser(command.__name__)
+        sub.set_defaults(command=command)
+        sub.add_argument('--seed', type=int, default=0)
+        if command is fuzz:
+            sub.add_argument('--count', type=int, default=10_000)
+            sub.add_argument('--areas', nargs='+')
+        else:
+            sub.add_argument('--times', type=int, default=25)
+        if command is workers:
+            sub.add_argument('--processes', type=int, default=2)
+    args = parser.parse_args(argv)
+    return args.command(args)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
