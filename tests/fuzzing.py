@@ -566,9 +566,6 @@ def configs(folder: Path) -> dict[str, Case]:
             with contextlib.redirect_stderr(said), contextlib.redirect_stdout(
                     noise), plain(draw), command_line.one_line_errors():
                 cfg = command_line.read_run_config(args)
-                for split in ('train', 'val', 'test'):
-                    command_line.set_dataloader_defaults(
-                        cfg, split, persistent_workers=False, pin_memory=True)
                 command_line.build_runner(cfg)
         except SystemExit as leaving:
             lines = said.getvalue().splitlines()
