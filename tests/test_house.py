@@ -28,7 +28,7 @@ ARROWS = {
               '.caching', '.checkpoints'),
     'checkpoints': ('torch', 'mmengine', 'mmpretrain', 'modelindex', 'onnx',
                     'onnxruntime', 'rich', 'sklearn', 'filelock', 'tenacity',
-                    '.config', '.version'),
+                    '.config', '.version', '.functional'),
     'config': ('mmengine', 'yaml'),
     'analysis': ('torch', 'numpy', 'pandas', 'mmengine', 'matplotlib',
                  'scipy', 'jinja2', 'markupsafe', 'rich', 'mmpretrain',

@@ -161,11 +161,10 @@ def _refuse(readable: bool, wrong: Tensor, values: Tensor, message: str,
     if readable:
         if wrong.any():
             found = values[wrong][0].item()
-            if found == background:
-                message += (' (a detector that ends in a sigmoid counts the '
-                            'background behind its classes and has no softmax '
-                            'to distil: docs/dense.md)')
-            raise ValueError(f'{message}, got {found}')
+            hint = (' (a detector that ends in a sigmoid counts the background '
+                    'behind its classes and has no softmax to distil: '
+                    'docs/dense.md)') if found == background else ''
+            raise ValueError(f'{message}, got {found}{hint}')
     elif not _functorch_works() and hasattr(torch, 'compiler'):
         torch._assert_async(~wrong.any(), message)
 
