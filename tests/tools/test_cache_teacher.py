@@ -253,7 +253,8 @@ REFUSED: dict[str, dict[str, Any]] = {
         'D.dataset.type': 'OddLabel', 'T.cache': 'odd'},
     'with seed=0, but the config now has 1': {'D.seed': 1},
     'with count=96, but the config now has 93': {'D.dataset.indices': 31},
-    'train_dataloader.dataset: need at least one array': {'D.dataset.indices': 0},
+    'train_dataloader.dataset: need at least one array': {
+        'D.dataset.indices': 0},
     'top_k=None, but the config now has 4': {},
 }
 

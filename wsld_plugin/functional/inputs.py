@@ -161,9 +161,9 @@ def _refuse(readable: bool, wrong: Tensor, values: Tensor, message: str,
     if readable:
         if wrong.any():
             found = values[wrong][0].item()
-            hint = (' (a detector that ends in a sigmoid counts the background '
-                    'behind its classes and has no softmax to distil: '
-                    'docs/dense.md)') if found == background else ''
+            hint = (' (a detector that ends in a sigmoid counts the '
+                    'background behind its classes and has no softmax to '
+                    'distil: docs/dense.md)') if found == background else ''
             raise ValueError(f'{message}, got {found}{hint}')
     elif not _functorch_works() and hasattr(torch, 'compiler'):
         torch._assert_async(~wrong.any(), message)
