@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 
 from wsld_plugin.datasets import mixed_dataset
@@ -36,6 +37,20 @@ def test_nothing_is_left_out_and_the_ratio_is_met(labelled, unlabelled,
         counts = [found[one] for one in expected]
         assert sum(counts) == size and max(counts) - min(counts) <= 1
     assert len(mixed) == sum(sizes) == sum(found.values())
+
+
+def test_no_copy_that_mmengine_remembers():
+    # BaseDataset.get_subset keeps what it has copied by its address, so that
+    # a data set to come may get another one for its pipeline.
+    memo, = BaseDataset._copy_without_annotation.__defaults__
+    before = len(memo)
+    for config in (dict(type='MixedDataset', labelled=FEW, unlabelled=MANY,
+                        ratio=4),
+                   dict(type='MixedDataset', labelled=FEW, unlabelled=MANY,
+                        ratio=1),
+                   dict(type='ResampledDataset', dataset=MANY, run=0)):
+        DATASETS.build(config)
+    assert len(memo) == before
 
 
 def test_a_folder_without_labels(tmp_path: Path) -> None:

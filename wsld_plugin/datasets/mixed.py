@@ -72,9 +72,10 @@ def _build(name: str, config: dict[str, Any]) -> BaseDataset:
 
 
 def _repeated(dataset: BaseDataset, size: int) -> BaseDataset:
-    """All samples, over and over until there are ``size``."""
-    if size == len(dataset):
-        return dataset
-    # Shuffled, so that the last round is no single class.
-    order = np.random.RandomState(_SHUFFLE_SEED).permutation(len(dataset))
-    return dataset.get_subset(np.resize(order, size).tolist())
+    """The samples over and over until there are ``size``."""
+    if size != len(dataset):
+        # Shuffled, so that the last round is no single class.
+        order = np.random.RandomState(_SHUFFLE_SEED).permutation(len(dataset))
+        # In place: see resampled_dataset.
+        dataset.get_subset_(np.resize(order, size).tolist())
+    return dataset
