@@ -113,13 +113,15 @@ def _difference(first: str, second: str, one: dict[str, Any]) -> str:
               'exactly as good as')
     often = (f'{cases:.1f} of 100 cases' if cases >= 0.1 else
              'fewer than 1 of 1000 cases')
-    return (
-        f'On these pictures the {first} is {better} the {second}: it alone is '
-        f'right on {one["only_here"]}, the {second} alone on '
-        f'{one["only_there"]}. Were both equally good, a difference this '
-        f'large or larger would come by chance in {often} (exact McNemar '
-        f'test); this one can{"" if cases < _CHANCE else "not"} be told from '
-        'chance.')
+    said = (f'On these pictures the {first} is {better} the {second}: '
+            f'{one["only_here"]} were named rightly by the {first} only, '
+            f'{one["only_there"]} by the {second} only.')
+    if points:
+        said += (f' Were both equally good, a difference this large or larger '
+                 f'would come by chance in {often} (exact McNemar test); this '
+                 f'one can{"" if cases < _CHANCE else "not"} be told from '
+                 'chance.')
+    return said
 
 
 def _costs(findings: Findings, found: dict[str, Any]) -> list[Any]:

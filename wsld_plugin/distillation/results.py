@@ -110,8 +110,15 @@ def _judge(recipe: Recipe, settled: Mapping[str, Any],
     what = dict(
         dict.fromkeys(runs, settled['student']),
         teacher=' and '.join(settled['teacher']))
+    # The students are one network, whose time is not to differ by chance.
+    *_, student = runs
+    costs = {
+        name: measure_cost(networks[name], one)
+        for name in ('teacher', student)
+    }
     judged = [
-        Judged(name, what[name], probs.float(), measure_cost(network, one))
-        for (name, network), probs in zip(networks.items(), probabilities)
+        Judged(name, what[name], probs.float(),
+               costs.get(name, costs[student]))
+        for name, probs in zip(networks, probabilities)
     ]
     return [judged[-1], *judged[:-1]]
