@@ -15,6 +15,7 @@ from wsld_plugin.analysis import (
     report_experiments,
 )
 from wsld_plugin.analysis.runs import (
+    holm,
     method_name,
     paired_difference,
     read_runs,
@@ -121,6 +122,9 @@ def test_paired_differences_have_closed_forms() -> None:
     t = 2 * math.sqrt(3)
     assert (found['mean'], found['std'], found['n']) == (2, 1, 3)
     assert found['p'] == pytest.approx(1 - t / math.sqrt(2 + t * t))
+    # Where P(|T| > t) = 0.05.
+    half = math.sqrt(2 * 0.95**2 / (1 - 0.95**2) / 3)
+    assert (found['low'], found['high']) == pytest.approx((2 - half, 2 + half))
     # Two differences, 1 and 3: Cauchy, P(|T| > t) = 1 - 2 atan(t) / pi.
     found = paired_difference(values[[0, 2]], others)
     assert found['std'] == pytest.approx(math.sqrt(2))
@@ -129,12 +133,23 @@ def test_paired_differences_have_closed_forms() -> None:
 
 def test_no_test_without_spread() -> None:
     one = paired_difference(pd.Series([3.0, 9.0]), pd.Series([1.0]))
-    assert one['text'] == '+2.00 (n = 1)' and math.isnan(one['p'])
+    assert (one['mean'], one['n']) == (2, 1) and math.isnan(one['p'])
     none = paired_difference(pd.Series({0: 3.0}), pd.Series({1: 1.0}))
-    assert (none['text'], none['n']) == ('', 0)
+    assert none['n'] == 0 and math.isnan(none['mean'])
     # 0.3 - 0.1 and 0.5 - 0.3 differ by rounding only.
     same = paired_difference(pd.Series([0.3, 0.5]), pd.Series([0.1, 0.3]))
     assert same['std'] == 0 and math.isnan(same['p'])
+
+
+def test_holms_correction():
+    # The smallest times 4, the next times 3; 0.02 times 2 may not fall below
+    # that; 0.9 stays. Not below the one before, and NaN counts as no test.
+    p = pd.Series([0.9, 0.015, math.nan, 0.001, 0.02], index=[*'vwxyz'])
+    found = holm(p)
+    assert [*found.index] == [*'vwxyz']
+    assert found.tolist() == pytest.approx(
+        [0.9, 0.045, math.nan, 0.004, 0.045], nan_ok=True)
+    assert holm(pd.Series([0.6, 0.7])).tolist() == [1, 1]
 
 
 @pytest.mark.parametrize('tested', [False, True])
@@ -162,11 +177,11 @@ def test_report_of_a_plan(tmp_path: Path, tested: bool) -> None:
     if tested:
         # Tests of seeds 0 and 1: 69, 68 and 65, 66.
         assert table['test - ce'].tolist() == [
-            '', '', '-3.00 ± 1.41 (p = 0.2, n = 2)'
+            '', '', '-3.00 (-15.71 to +9.71; p = 0.2, corrected 0.2)'
         ]
     else:
         assert table['last - ce'].tolist()[:2] == ['', '']
-        assert table['last - ce'].tolist()[2].startswith('+18.00 ± 8.49 (p')
+        assert table['last - ce'].tolist()[2].startswith('+18.00 (-58')
         assert 'test' not in table
     text = (tmp_path / 'out/report.md').read_text()
     assert 'Missing: ce, seed 2.' in text

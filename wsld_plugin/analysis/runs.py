@@ -18,8 +18,9 @@ from .tables import markdown_table, write_results
 
 _NOTES = """{}: mean ± sample standard deviation over the seeds.
 The best epoch of each run is chosen on the validation that it is reported on;
-last epoch and test are not chosen. Differences are paired by seed, p is of a
-two-sided paired t test, not corrected for several comparisons."""
+last epoch and test are not chosen. Differences are paired by seed, with their
+95% interval and p of a two-sided paired t test; the corrected p (Holm) is of
+all comparisons in a column."""
 
 
 def method_name(work_dir: Path) -> str:
@@ -147,13 +148,15 @@ def paired_difference(values: pd.Series, others: pd.Series) -> dict[str, Any]:
 
     Returns:
         ``mean``, sample deviation ``std`` and number ``n`` of differences
-        where both have the seed, ``p`` of the two-sided paired t test, all
-        of it as ``text``. What cannot be told is NaN.
+        where both have the seed, 95% interval ``low`` to ``high`` of the
+        mean and ``p`` of the two-sided paired t test. What cannot be told is
+        NaN.
 
     Example:
         >>> values, others = pd.Series([3, 5, 7]), pd.Series([1, 2, 3])
-        >>> paired_difference(values, others)['text']
-        '+3.00 ± 1.00 (p = 0.035, n = 3)'
+        >>> found = paired_difference(values, others)
+        >>> '{mean:.1f}, {low:.2f} to {high:.2f}, p {p:.3f}'.format(**found)
+        '3.0, 0.52 to 5.48, p 0.035'
     """
     from scipy.stats import ttest_1samp
     differences = (values - others).dropna().astype(float)
@@ -161,10 +164,32 @@ def paired_difference(values: pd.Series, others: pd.Series) -> dict[str, Any]:
     # What rounding leaves of equal differences must not look significant.
     if std <= 1e-9 * max(values.abs().max(), others.abs().max()):
         std = 0.0
-    p = float(ttest_1samp(differences, 0).pvalue) if std > 0 else math.nan
-    text = f'{mean:+.2f}' + (f' ± {std:.2f}' if n > 1 else '')
-    text += f' (p = {p:.2g}, n = {n})' if std > 0 else f' (n = {n})'
-    return {'mean': mean, 'std': std, 'p': p, 'n': n, 'text': text * bool(n)}
+    low = high = p = math.nan
+    if std > 0:
+        test = ttest_1samp(differences, 0)
+        (low, high), p = test.confidence_interval(), float(test.pvalue)
+    return dict(mean=mean, std=std, low=low, high=high, p=p, n=n)
+
+
+def holm(p: pd.Series) -> pd.Series:
+    """Correct p values for their number (Holm 1979), but for those NaN.
+
+    Example:
+        >>> holm(pd.Series([0.04, 0.01, math.nan])).tolist()
+        [0.04, 0.02, nan]
+    """
+    ordered = p.dropna().sort_values()
+    left = range(len(ordered), 0, -1)
+    return (ordered * left).cummax().clip(upper=1).reindex(p.index)
+
+
+def _in_words(one: Any) -> str:
+    """A row of the differences' table."""
+    text = f'{one.mean:+.2f}' * bool(one.n)
+    if one.p >= 0:
+        text += (f' ({one.low:+.2f} to {one.high:+.2f}; p = {one.p:.2g}, '
+                 f'corrected {one.corrected:.2g})')
+    return text
 
 
 def _report(table: pd.DataFrame, out: Path, compare: Sequence[str] = (),
@@ -180,7 +205,12 @@ def _report(table: pd.DataFrame, out: Path, compare: Sequence[str] = (),
           *paired_difference(groups[name][of], groups[other][of]).values())
          for name in groups if name not in apart for other in compare
          if other in groups and other != name for of in compared],
-        columns=['method', 'than', 'of', 'mean', 'std', 'p', 'n', 'text'])
+        columns=[
+            'method', 'than', 'of', 'mean', 'std', 'low', 'high', 'p', 'n'
+        ])
+    differences['corrected'] = differences.groupby(
+        ['than', 'of'], group_keys=False).p.apply(holm)
+    differences['text'] = [*map(_in_words, differences.itertuples())]
     of = compared[-1]
     texts = differences[differences.of == of].pivot(
         index='method', columns='than', values='text')
