@@ -71,7 +71,7 @@ def resampled_dataset(dataset: dict[str, Any],
                         f'{type(whole).__name__}')
     whole.full_init()
     indices = resampled_indices(len(whole), run, parts)
-    # In place: mmengine 0.10's get_subset keeps its copies by address for ever,
-    # and gives them to later data sets that live there.
+    # In place: mmengine 0.10's get_subset keeps its copies by their address,
+    # and gives them to later data sets that come to live there.
     whole.get_subset_(indices.tolist())
     return whole
