@@ -38,6 +38,8 @@ NETWORKS: dict[str, tuple[dict[str, Any], int, dict[str, Any]]] = {
     'resnet110': (dict(type='CIFARResNet', depth=110), 64, _TORCH),
     'resnet8x4': (dict(type='CIFARResNet', depth=8, **_X4), 256, _TORCH),
     'resnet32x4': (dict(type='CIFARResNet', depth=32, **_X4), 256, _TORCH),
+    'wrn-16-1': (dict(type='WideResNet', depth=16, widen_factor=1), 64,
+                 _ZERO_BIAS),
     'wrn-16-2': (dict(type='WideResNet', depth=16, widen_factor=2), 128,
                  _ZERO_BIAS),
     'wrn-40-1': (dict(type='WideResNet', depth=40, widen_factor=1), 64,
@@ -58,6 +60,8 @@ _DATASETS: dict[str, tuple[int, list[float], list[float], bool]] = {
     'cifar100': (100, [129.3105, 124.1085, 112.404],
                  [68.2125, 65.4075, 70.4055], False),
     'cifar10': (10, [125.3, 123.0, 113.9], [63.0, 62.1, 66.7], True),
+    'tinyimagenet100': (100, [122.56, 113.73, 100.54], [66.28, 61.49, 62.09],
+                        True),
     'digits': (10, [77.5] * 3, [82.3] * 3, True),
 }
 
@@ -70,8 +74,9 @@ def network(name: str, dataset: str) -> dict[str, Any]:
 
     Args:
         name: A network of the table, such as ``'resnet18'``.
-        dataset: ``'in1k'``, ``'cifar100'``, ``'cifar10'`` or ``'digits'``,
-            for the number of classes, mean and deviation of the pixels.
+        dataset: ``'in1k'``, ``'cifar100'``, ``'cifar10'``,
+            ``'tinyimagenet100'`` or ``'digits'``, for the number of classes,
+            mean and deviation of the pixels.
 
     Returns:
         A new dict for mmpretrain's ``MODELS``.

@@ -1,0 +1,8 @@
+# wrn-40-2 without a teacher.
+_base_ = ['./data.py', '../../../../configs/_base_/runtime.py']
+from wsld_plugin.models.networks import network
+
+model = network('wrn-40-2', 'tinyimagenet100')
+
+# The last epoch's weights are the result, whatever `val` says of the others.
+default_hooks = dict(checkpoint=dict(max_keep_ckpts=1, save_best=None))
