@@ -246,8 +246,10 @@ def _training(findings: Findings) -> list[Any]:
             name: read_history(path)
             for name, path in findings.work_dirs.items()
         }), *chosen,
+        'What the trainings took; the rest of the call comes on top, such as '
+        "computing a teacher's answers for all epochs:",
         pd.DataFrame([{
-            'stage': stage,
+            'training': stage,
             'time (min)': f'{seconds / 60:.1f}'
         } for stage, seconds in findings.times.items()])
     ]
