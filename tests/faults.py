@@ -129,9 +129,9 @@ def call(args: argparse.Namespace) -> int:
             os.killpg(run.pid, signal.SIGKILL)
             run.wait()
             stage = next((stage for end, stage in (
-                ('student/config.py', '4 student'),
+                ('student', '4 student'),
                 ('teacher.pth', '3 after it'),
-                ('data/folder.json', '2 teacher'),
+                ('teachers', '2 teacher'),
                 ('call.json', '1 pictures'))
                 if (folder / out / end).exists()), '0 start')
             counts[stage, writing(folder / out)] += 1
