@@ -118,7 +118,8 @@ def _same(*paths: str) -> bool:
 def _override(cfg: Config, options: Mapping[str, Any] | Iterable[str]) -> None:
     if not isinstance(options, Mapping):
         options = dict(map(_option, options))
-    hooks = {*_ITS_HOOKS, *(cfg.get('default_hooks') or {})}
+    given = cfg.get('default_hooks')
+    hooks = {*_ITS_HOOKS, *(given if isinstance(given, dict) else ())}
     # One after another, or the error would not tell which it was.
     for key, value in options.items():
         place, _, name = key.rpartition('.')
@@ -242,7 +243,9 @@ def unbuildable(error: BaseException) -> str | None:
         if (what or frame.f_code is build_from_cfg.__code__) and isinstance(
                 inner, Mapping) and 'type' in inner:
             # The innermost is the most telling.
-            what = getattr(inner['type'], '__name__', inner['type'])
+            kind = inner['type']
+            what = getattr(kind, '__name__', None) or (
+                kind if kind and isinstance(kind, str) else f'type={kind!r}')
     said = str(error.args[0] if error.args else '')
     said = ' '.join(said.partition(' Please check')[0].split())
     if ' ' not in said:

@@ -144,7 +144,7 @@ def fault_of(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             wrong = archive.testzip()
-    except _UNREADABLE as error:
+    except (*_UNREADABLE, OSError) as error:  # of a place before the file
         return f'is damaged: {" ".join(str(error).split())}'
     # A name that was changed may hold anything, also nothing.
     return None if wrong is None else (
