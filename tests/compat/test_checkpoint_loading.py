@@ -119,6 +119,30 @@ def test_refuses_where_torch_itself_would_execute(zipped, tmp_path,
     assert load(NUMPY_1_FILE)['meta']['best'] == 71.5
 
 
+def test_another_thread_loads_what_it_trusts(tmp_path):
+    """While a checkpoint is being loaded, which may take minutes."""
+    own = tmp_path / 'own.pth'
+    torch.save(Reduced(os.path.join, 'a', 'b'), own)
+    found = []
+
+    @CheckpointLoader.register_scheme(prefixes='slow:', force=True)
+    def load_slowly(filename, map_location):
+        thread = threading.Thread(target=lambda: found.append(
+            torch.load(own, weights_only=False)))
+        thread.start()
+        thread.join()
+        return torch.load(filename[5:], map_location=map_location,
+                          weights_only=False)
+
+    try:
+        assert load(f'slow:{NUMPY_1_FILE}')['meta']['best'] == 71.5
+        assert found == [os.path.join('a', 'b')]
+        with pytest.raises(pickle.UnpicklingError, match='refers to'):
+            load(f'slow:{own}')
+    finally:
+        del CheckpointLoader._schemes['slow:']
+
+
 @only_where_safe
 def test_a_file_that_is_no_checkpoint_is_named(tmp_path):
     path = tmp_path / 'page.pth'

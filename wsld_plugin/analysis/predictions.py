@@ -165,10 +165,9 @@ def _build(cfg: Config, model: dict[str, Any]) -> nn.Module:
 
 def _leaves(dataset: ConfigDict) -> Iterator[ConfigDict]:
     """Data sets that are inside of wrappers, or the data set itself."""
-    if 'dataset' in dataset:
-        yield from _leaves(dataset.dataset)
-    elif 'datasets' in dataset:
-        for part in dataset.datasets:
-            yield from _leaves(part)
-    else:
+    parts = [dataset[name] for name in ('dataset', 'labelled', 'unlabelled')
+             if name in dataset] + [*dataset.get('datasets', ())]
+    for part in parts:
+        yield from _leaves(part)
+    if not parts:
         yield dataset

@@ -30,6 +30,8 @@ _REFUSED_GLOBAL = re.compile(
 # Kinds of number that a logged value may have.
 _DTYPE_CODES = '?bhilqBHILQefd'
 _LOADING = threading.RLock()
+# Whether a thread is loading a checkpoint: others load what they trust.
+_THREAD = threading.local()
 
 
 def apply() -> None:
@@ -78,9 +80,14 @@ def _statistic(owner: object, name: str) -> Callable[..., Any]:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows the types that torch and mmengine write, and no other."""
+    """Knows the types that torch and mmengine write, and no other.
+
+    In a thread that loads no checkpoint it is Python's.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
+        if not getattr(_THREAD, 'loading', False):
+            return super().find_class(module, name)
         from torch import _weights_only_unpickler as torchs
         allowed = {**torchs._get_allowed_globals(), **_written_by_mmengine()}
         # By the name that it had in Python 2, whose format torch writes.
@@ -116,7 +123,8 @@ def _load_weights_only(module: ModuleType) -> None:
             # torch.hub does not take. From 2.6 on torch only asks for it
             # where somebody, as torch.hub, asks for more than weights.
             with _LOADING, patch.object(torch.serialization, 'pickle',
-                                        _RESTRICTED):
+                                        _RESTRICTED), \
+                    patch.object(_THREAD, 'loading', True, create=True):
                 return original(cls, filename, *args, **kwargs)
         except pickle.UnpicklingError as error:
             raise pickle.UnpicklingError(_refusal(filename, error)) from error
