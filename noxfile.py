@@ -62,12 +62,12 @@ def check(session: nox.Session, torch: str, packages: str) -> None:
     if any(cell.items() <= row.items() for row in finished()):
         session.skip(f'has its row in {RESULTS.name}')
     pins = next(pins for version, _, pins in TORCH if version == torch)
-    session.install('-e', '.[openmmlab,test]', f'torch=={torch}', *pins)
-    if packages == 'onedl':
-        session.run('uv', 'pip', 'uninstall', 'mmengine', 'mmpretrain')
-        session.install('--no-deps', *ONEDL)
     env = Path(session.virtualenv.location)
     try:
+        session.install('-e', '.[openmmlab,test]', f'torch=={torch}', *pins)
+        if packages == 'onedl':
+            session.run('uv', 'pip', 'uninstall', 'mmengine', 'mmpretrain')
+            session.install('--no-deps', *ONEDL)
         printed = session.run('.ci/check', str(env / 'bin/python'),
                               f'work_dirs/{env.name}', *TESTS, external=True,
                               silent=True)
