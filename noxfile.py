@@ -63,6 +63,7 @@ def check(session: nox.Session, torch: str, packages: str) -> None:
         session.skip(f'has its row in {RESULTS.name}')
     pins = next(pins for version, _, pins in TORCH if version == torch)
     env = Path(session.virtualenv.location)
+    before = sum(os.times()[2:4])
     try:
         session.install('-e', '.[openmmlab,test]', f'torch=={torch}', *pins)
         if packages == 'onedl':
@@ -82,7 +83,7 @@ def check(session: nox.Session, torch: str, packages: str) -> None:
         **dict(zip(('mmcv', 'numpy'), versions)),
         **{word: count for count, word in
            re.findall(r'(\d+) (passed|skipped)', printed.splitlines()[-1])},
-        'cpu_seconds': round(sum(os.times()[2:4])),
+        'cpu_seconds': round(sum(os.times()[2:4]) - before),
         'commit': session.run('git', 'rev-parse', '--short', 'HEAD',
                               external=True, silent=True).strip(),
         'date': time.strftime('%Y-%m-%d'),
