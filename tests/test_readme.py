@@ -1,6 +1,7 @@
 """The README says what is so: paths, links, commands, configs, numbers."""
 from __future__ import annotations
 
+import csv
 import re
 import shlex
 from pathlib import Path
@@ -112,6 +113,20 @@ def test_every_room_is_on_the_map() -> None:
     }
     assert {room for room in rooms
             if f'(wsld_plugin/{room})' not in README} == set()
+
+
+def test_versions_are_those_that_were_run() -> None:
+    path = ROOT / 'tools' / 'benchmarks' / 'results' / 'versions.csv'
+    with path.open(newline='') as file:
+        run = {(row['torch'], row['python'], row['packages'])
+               for row in csv.DictReader(file)}
+    rows = re.findall(
+        r'^\| (\d+\.\d+\.\d+) \| ([\d., ]*?) ?\| ([\d., ]*?) ?\|$', README,
+        re.MULTILINE)
+    assert {(torch, python, packages)
+            for torch, stock, onedl in rows
+            for packages, pythons in (('openmmlab', stock), ('onedl', onedl))
+            for python in filter(None, pythons.split(', '))} == run
 
 
 def test_metafiles_name_what_is_there() -> None:
