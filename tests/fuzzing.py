@@ -242,7 +242,7 @@ def wrong_loss(kind: str, draw: Random) -> str:
             [student.shape[1], -2, 10**6, -2**62])
     elif kind == 'wrong labels':
         labels = draw.choice([
-            labels.unsqueeze(-1), torch.cat([labels, labels[:1] * 0,
+            torch.stack([labels] * 2, -1), torch.cat([labels, labels[:1] * 0,
                                              labels.new_zeros(
                                                  1, *labels.shape[1:])]),
             labels.bool(), labels.to(torch.complex64), labels.double(),

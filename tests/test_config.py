@@ -117,6 +117,7 @@ def test_no_false_alarm_in_others_configs() -> None:
     ('train_dataloader', 3, 'sets train_dataloader to a int, 3,'),
     ('custom_hooks', dict(type='x'), 'expected a list'),
     ('param_scheduler', 'x', 'expected a dict or list'),
+    ('default_hooks', 0.5, 'sets default_hooks to a float, 0.5,'),
     ('load_from', 0.5, 'sets load_from to a float, 0.5, expected a str'),
     ('resume', 'auto', 'expected a bool')])
 def test_values_of_another_kind_are_refused(
@@ -124,7 +125,7 @@ def test_values_of_another_kind_are_refused(
     path = tmp_path / 'config.py'
     path.write_text(f'{name} = {value!r}')
     with pytest.raises(ConfigError, match=re.escape(said)):
-        load_config(path)
+        load_config(path, {'work_dir': 'x'})
 
 
 def test_custom_imports_are_imported(tmp_path: Path,

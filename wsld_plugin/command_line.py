@@ -115,10 +115,15 @@ def read_run_config(args: argparse.Namespace,
             continue
         if _is_classification(cfg):
             loader.setdefault('collate_fn', dict(type='default_collate'))
+        workers = loader.get('num_workers', 0)
+        if not isinstance(workers, int):
+            raise ConfigError(f'{args.config} sets {split}_dataloader.'
+                              f'num_workers to {workers!r:.50}, expected an '
+                              'integer')
         # Workers that outlive an epoch keep their random state, which a
         # resumed run could not restore.
-        loader.setdefault('persistent_workers', split != 'train'
-                          and loader.get('num_workers', 0) > 0)
+        loader.setdefault('persistent_workers',
+                          split != 'train' and workers > 0)
         loader.setdefault('pin_memory', torch.cuda.is_available())
     return cfg
 

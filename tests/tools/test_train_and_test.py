@@ -148,6 +148,12 @@ MISTAKES: dict[str, tuple[str, ...]] = {
     'cannot build train_loop: invalid literal': (
         'train.py', '{distillation}', '--cfg-options',
         'train_cfg.max_epochs=x'),
+    'sets val_dataloader.num_workers to [1], expected an integer': (
+        'train.py', '{distillation}', '--cfg-options',
+        'val_dataloader.num_workers=[1]'),
+    'cannot build type=None: type must be': (
+        'train.py', '{distillation}', '--cfg-options',
+        'default_hooks.timer.type=None'),
     'has no train_dataloader': (
         'train.py', '{distillation}', '--cfg-options',
         'train_dataloader=None'),

@@ -139,9 +139,9 @@ def fault_of(path: Path) -> str | None:
     if not start.startswith(b'PK'):
         return None
     # A zip archive ends with its table of contents.
-    if not zipfile.is_zipfile(path):
-        return 'is cut off'
     try:
+        if not zipfile.is_zipfile(path):
+            return 'is cut off'
         with zipfile.ZipFile(path) as archive:
             wrong = archive.testzip()
     except (*_UNREADABLE, OSError) as error:  # of a place before the file
