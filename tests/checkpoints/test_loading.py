@@ -31,14 +31,16 @@ def test_a_changed_byte_is_seen(tmp_path: Path) -> None:
     assert 'is damaged: ' in refusal(path)
 
 
-@pytest.mark.parametrize('record, at', [(b'PK\6\7', 16), (b'PK\6\6', 48)])
-def test_other_disks_and_a_begin_before_the_file_are_seen(
-        tmp_path: Path, record: bytes, at: int) -> None:
+# In the archive's last records the number of disks, and where its contents
+# begin: here before the file.
+@pytest.mark.parametrize('record, at, value', [(b'PK\6\7', 16, 127),
+                                               (b'PK\6\6', 53, 1)])
+def test_wrong_last_records_are_seen(tmp_path: Path, record: bytes, at: int,
+                                     value: int) -> None:
     path = tmp_path / 'file.pth'
     torch.save(dict(weight=torch.ones(2**12)), path)
     data = bytearray(path.read_bytes())
-    # The archive's last records: number of disks, where its contents begin.
-    data[data.index(record) + at] += 1 if at > 16 else 127
+    data[data.index(record) + at] = value
     path.write_bytes(data)
     assert 'is damaged: ' in refusal(path)
 

@@ -185,8 +185,10 @@ def holm(p: pd.Series) -> pd.Series:
 
 def _in_words(one: Any) -> str:
     """A row of the differences' table."""
-    text = f'{one.mean:+.2f}' * bool(one.n)
-    if one.p >= 0:
+    if not one.n:
+        return ''
+    text = f'{one.mean:+.2f}'
+    if not math.isnan(one.p):
         text += (f' ({one.low:+.2f} to {one.high:+.2f}; p = {one.p:.2g}, '
                  f'corrected {one.corrected:.2g})')
     return text
@@ -209,7 +211,7 @@ def _report(table: pd.DataFrame, out: Path, compare: Sequence[str] = (),
             'method', 'than', 'of', 'mean', 'std', 'low', 'high', 'p', 'n'
         ])
     differences['corrected'] = differences.groupby(
-        ['than', 'of'], group_keys=False).p.apply(holm)
+        ['than', 'of']).p.transform(holm)
     differences['text'] = [*map(_in_words, differences.itertuples())]
     of = compared[-1]
     texts = differences[differences.of == of].pivot(
