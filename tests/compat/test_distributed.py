@@ -76,7 +76,9 @@ def test_their_console_shows_no_warnings_of_others(two_processes):
 
 def test_every_launcher_gets_gloo_and_keeps_its_wrapper(run_python):
     done = run_python('-c', LAUNCHERS, MASTER_PORT=free_port(), **PROCESS)
-    assert done.stdout.splitlines()[-3:] == [
+    # Torch 2.9's gloo prints lines of its own.
+    said = [line for line in done.stdout.splitlines() if ' gloo {' in line]
+    assert said == [
         "slurm gloo {'broadcast_buffers': False, "
         "'find_unused_parameters': True, 'device_ids': None}",
         "mpi gloo {'static_graph': True, 'device_ids': None}",
