@@ -6,8 +6,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
+from typing import Any
 
 
 def start(main: Callable[[], None]) -> None:
@@ -16,8 +19,10 @@ def start(main: Callable[[], None]) -> None:
     Python puts the folder of a program in front of all others, where a
     user's own module called ``test`` would be taken for ours. It becomes the
     last, as workers that are spawned look this file up again. Ctrl-C while
-    packages are imported is one line.
+    packages are imported is one line, and one that Python would drop, as it
+    does while a loader forks its workers, comes again.
     """
+    sys.unraisablehook = _interrupt_again
     here = os.path.dirname(os.path.realpath(__file__))
     if sys.path and os.path.realpath(sys.path[0]) == here:
         sys.path.append(sys.path.pop(0))
@@ -27,6 +32,22 @@ def start(main: Callable[[], None]) -> None:
         print(
             f'{os.path.basename(sys.argv[0])}: interrupted', file=sys.stderr)
         sys.exit(130)
+
+
+def _interrupt_again(dropped: Any) -> None:
+    """Hook for an exception that nobody can catch."""
+    if not issubclass(dropped.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(dropped)
+        return
+    # A tool that ends by SIGTERM may have been begun with SIGINT ignored.
+    number = next((one for one in (signal.SIGINT, signal.SIGTERM)
+                   if signal.getsignal(one) is signal.default_int_handler),
+                  signal.SIGINT)
+    # Here it would be dropped once more.
+    later = threading.Timer(0.1, signal.pthread_kill,
+                            (threading.main_thread().ident, number))
+    later.daemon = True
+    later.start()
 
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:

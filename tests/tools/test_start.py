@@ -79,3 +79,34 @@ def test_ctrl_c_is_one_line(heard: str, tmp_path: Path,
     # A worker's thread may be in the middle of handing over a batch.
     if 'resource_sharer.py' not in output:
         assert 'Traceback' not in output
+
+
+# A signal that comes while a loader forks its workers is heard by what Python
+# then calls, and that is where it would end.
+FORKING = '''
+import os, signal, sys, time
+sys.path.insert(0, sys.argv[1])
+from _start import start
+
+def main():
+    number = getattr(signal, sys.argv[2])
+    signal.signal(number, signal.default_int_handler)
+    os.register_at_fork(after_in_parent=lambda: signal.raise_signal(number))
+    if os.fork() == 0:
+        os._exit(0)
+    print('forked', flush=True)
+    time.sleep(60)
+
+start(main)
+'''
+
+
+@pytest.mark.parametrize('name', ['SIGINT', 'SIGTERM'])
+def test_an_interrupt_is_heard_that_comes_in_a_fork(name: str) -> None:
+    run = subprocess.run([sys.executable, '-c', FORKING, str(TOOLS), name],
+                         capture_output=True,
+                         text=True,
+                         preexec_fn=lambda: signal.signal(
+                             signal.SIGINT, signal.SIG_IGN))
+    assert (run.returncode, run.stdout, run.stderr) == (
+        130, 'forked\n', '-c: interrupted\n')
