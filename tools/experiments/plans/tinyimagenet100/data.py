@@ -1,4 +1,4 @@
-# 100 classes of Tiny ImageNet at 32 pixels, 20 epochs in bfloat16:
+# 100 classes of Tiny ImageNet at 32 pixels, 10 epochs in bfloat16:
 # data/tinyimagenet100/{train,val,test}/CLASS/*.jpg. The classes are those that
 # numpy's RandomState(0).permutation(200)[:100] takes of all in the order of
 # their names. `val` has the last 50 of each class's 500 training pictures,
@@ -33,5 +33,5 @@ test_dataloader = dict(
 val_evaluator = test_evaluator = dict(type='Accuracy', topk=(1, 5))
 
 optim_wrapper = dict(type='AmpOptimWrapper', dtype='bfloat16')
-_base_.param_scheduler[1].end = 20
-train_cfg = dict(max_epochs=20, val_interval=5)
+_base_.param_scheduler[1].end = 10
+train_cfg = dict(max_epochs=10, val_interval=5)

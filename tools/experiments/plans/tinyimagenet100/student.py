@@ -1,8 +1,8 @@
-# wrn-16-1 without a teacher.
+# resnet8 without a teacher.
 _base_ = ['./data.py', '../../../../configs/_base_/runtime.py']
 from wsld_plugin.models.networks import network
 
-model = network('wrn-16-1', 'tinyimagenet100')
+model = network('resnet8', 'tinyimagenet100')
 
 # The last epoch's weights are the result, whatever `val` says of the others.
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=1, save_best=None))
