@@ -23,6 +23,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole programs first: they are few and long, and others fill in."""
+    items.sort(key=lambda item: 'tools' not in item.path.parts)
+
+
 @pytest.fixture(params=[
     'cpu',
     pytest.param('cuda', marks=[

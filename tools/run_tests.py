@@ -32,7 +32,7 @@ def main() -> None:
     os.environ.setdefault('OMP_NUM_THREADS', '1')
     os.execv(sys.executable, [
         sys.executable, '-m', 'pytest', '-n', '2', '--dist', 'loadfile',
-        *sys.argv[1:]
+        '--no-loadscope-reorder', *sys.argv[1:]
     ])
 
 
