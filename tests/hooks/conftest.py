@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from checkpoint_runs import save_teacher
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -32,6 +33,16 @@ def tiny_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     cfg.train_cfg.max_epochs = 1
     cfg.param_scheduler = []
     return cfg
+
+
+@pytest.fixture
+def taught(tiny_config: Config, tmp_path: Path) -> Config:
+    """The tiny distillation with a teacher from a file that changes."""
+    tiny_config.model.teacher_ckpt = save_teacher(
+        tiny_config, tmp_path / 'teacher.pth')
+    tiny_config.model.teacher_norm_eval = False
+    tiny_config.work_dir = str(tmp_path / 'run')
+    return tiny_config
 
 
 @pytest.fixture
