@@ -32,7 +32,7 @@ def check(asked: Mapping[str, Any]) -> dict[str, Any]:
     """Refuse arguments that no folder could make right.
 
     Returns:
-        A copy, with the teachers as a list.
+        A copy, with the teachers as a list and fractions as floats.
 
     Raises:
         DistilError: Names the argument, what it is and what it could be.
@@ -61,8 +61,12 @@ def check(asked: Mapping[str, Any]) -> dict[str, Any]:
         if not right:
             raise DistilError(
                 f'{name} must be {expected}, got {asked[name]!r}')
+    # Or 4 and 4.0 would be two calls.
+    numbers = {name: float(asked[name]) for name in ('tau', 'alpha')
+               if asked[name] != 'auto'}
     return dict(
-        asked, teacher=teachers, teacher_weights=weights and [*weights])
+        asked, **numbers, teacher=teachers,
+        teacher_weights=weights and [*map(float, weights)])
 
 
 def settle(asked: Mapping[str, Any], folder: PictureFolder, processes: int,
