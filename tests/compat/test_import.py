@@ -6,6 +6,7 @@ from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
 
+import mmengine.config.config
 import torch
 from mmengine.utils import digit_version
 
@@ -40,6 +41,7 @@ def test_import_is_light_and_changes_what_is_broken_alone(run_python):
             'package_utils.py').read_text(),
         'mmengine-fork-names': bool(find_spec('mmseg')) and not any(
             distributions(name='mmsegmentation')),
+        'mmengine-layout': hasattr(mmengine.config.config, 'FormatCode'),
         'mmengine-checkpoints': True,
         'mmpretrain-multimodal': all(
             map(find_spec, ('pycocotools', 'transformers')))

@@ -106,6 +106,23 @@ def test_uniform_is_mmrazors_distillation(tau, loss_weight, soft_loss):
         (theirs + (soft_loss == 'kl') * entropy).item(), rel=1e-5)
 
 
+def lose_on_a_gpu(rank: int, weighting: str) -> None:
+    student, teacher, labels = make((16, 10), device='cuda')
+    labels[3] = 255
+    WSLDLoss(weighting=weighting)(student, teacher, labels)
+    torch.cuda.synchronize()
+
+
+# In a process of its own, as the device is of no use afterwards.
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason='no CUDA device here')
+@pytest.mark.parametrize('weighting', ['wsld', 'uniform', 'entropy'])
+def test_labels_out_of_range_fail_on_a_gpu(weighting):
+    with pytest.raises(torch.multiprocessing.ProcessException):
+        torch.multiprocessing.spawn(lose_on_a_gpu, (weighting, ))
+
+
 @pytest.mark.parametrize('settings,error,match', [
     (dict(tau=0), ValueError, 'tau must be above 0, got 0'),
     (dict(tau=float('inf')), ValueError, 'tau must be finite, got inf'),

@@ -30,7 +30,7 @@ class Times(NamedTuple):
 def clock(device: torch.device) -> float:
     """Seconds now, after all work queued on the device."""
     if device.type == 'cuda':
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
@@ -61,10 +61,10 @@ def peak_memory(step: Step, device: torch.device) -> int:
     """Bytes that a step holds at most above what was there before."""
     step()
     if device.type == 'cuda':
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
         step()
-        return torch.cuda.max_memory_allocated() - before
+        return torch.cuda.max_memory_allocated(device) - before
     with torch.profiler.profile(profile_memory=True) as profile:
         step()
     live = peak = 0
@@ -89,7 +89,7 @@ def conditions(device: torch.device) -> dict[str, Any]:
 def device_name(device: torch.device) -> str:
     """The GPU's name, or the processor's with its widest bfloat16 unit."""
     if device.type == 'cuda':
-        return torch.cuda.get_device_name()
+        return torch.cuda.get_device_name(device)
     cpuinfo = Path('/proc/cpuinfo')
     text = cpuinfo.read_text() if cpuinfo.exists() else ''
     name = re.search(r'^model name\s*: (.*)', text, re.MULTILINE)

@@ -218,7 +218,9 @@ def _start_processes(cfg: Config) -> None:
     set_multi_processing(
         **env_cfg.get('mp_cfg', {}), distributed=launcher != 'none')
     if launcher != 'none' and not dist.is_distributed():
-        dist.init_dist(launcher, **env_cfg.get('dist_cfg', {}))
+        # Their shares end hours apart, and NCCL waits for ten minutes.
+        dist.init_dist(launcher, **{
+            'timeout': 6 * 3600, **env_cfg.get('dist_cfg', {})})
 
 
 def _cached_teacher(model: nn.Module) -> CachedTeacher:

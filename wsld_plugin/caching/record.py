@@ -114,8 +114,9 @@ def compare(known: Tensor, now: Tensor, labels: Tensor,
     """How far decoded logits ``(N, C)`` are from what the teacher says now.
 
     Returns the largest absolute difference of a kept and centred logit or of
-    the logarithm of a cross-entropy, and whether all are within a thousandth
-    and float16's rounding.
+    the logarithm of a cross-entropy, and whether all are within a thousandth,
+    or three hundredths where a GPU's convolutions round to TF32, and float16's
+    rounding.
     """
     one, two = (encode(logits, labels, None) for logits in (known, now))
     others = known.scatter(1, labels.unsqueeze(1), float('-inf'))
@@ -124,5 +125,7 @@ def compare(known: Tensor, now: Tensor, labels: Tensor,
     gap, gap_ce = (old - new).abs(), (one['log_ce'] - two['log_ce']).abs()
     # A unit in the last of 11 digits: half for the rounding, and as much for
     # the teacher's own, which may turn it the other way.
-    alike = (gap <= 1e-3 + new.abs() * 2**-10).all() & (gap_ce <= 1e-3).all()
+    rounds = now.is_cuda and torch.backends.cudnn.allow_tf32
+    slack = 3e-2 if rounds else 1e-3
+    alike = (gap <= slack + new.abs() * 2**-10).all() & (gap_ce <= slack).all()
     return max(gap.max().item(), gap_ce.max().item()), bool(alike)

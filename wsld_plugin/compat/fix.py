@@ -25,6 +25,10 @@ _KNOWN = (
         'configs of "mmseg::config" are asked of the distribution '
         'mmsegmentation, which mmengine then installs over the fork\'s files',
         'mmengine/config/utils.py'),
+    Fix('mmengine-layout', 'mmengine 0.10', 'all',
+        'a training has the same config laid out by yapf six times, half a '
+        'second each; it is done once',
+        'mmengine/config/config.py'),
     Fix('mmengine-checkpoints', 'mmengine 0.10', 'all',
         'torch.load refuses the log history in mmengine checkpoints, or '
         'before torch 2.6 executes whatever a file holds; what mmengine '

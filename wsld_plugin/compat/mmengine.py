@@ -1,10 +1,12 @@
-"""How mmengine 0.10 looks packages up, without pkg_resources and for forks."""
+"""How mmengine 0.10 looks packages up, and how often it lays configs out."""
 from __future__ import annotations
 
 import os.path as osp
 import sys
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
+from typing import Any
 
 import mmengine.config.config
 import mmengine.utils.package_utils
@@ -18,13 +20,33 @@ _BINDING_MODULES = ('mmengine.utils.package_utils', 'mmengine.utils',
 
 
 def apply() -> None:
-    """Make ``package::config`` paths resolve, whoever distributes it."""
+    """Make ``package::config`` paths resolve, and configs quick to write."""
     _look_modules_up()
     for module, package in MODULE2PACKAGE.items():
         # A fork's: mmengine would install the original over its files.
         if find_spec(module) is not None and _package_dir(package) is None:
             MODULE2PACKAGE[module] = module
             put_on_record('mmengine-fork-names')
+    _remember_layouts()
+
+
+def _remember_layouts() -> None:
+    """Keep what yapf made of the last few configs."""
+    lay_out = getattr(mmengine.config.config, 'FormatCode', None)
+    if lay_out is None:
+        # The fork looks it up in yapf, each time.
+        return
+
+    @lru_cache(maxsize=8)
+    def remembered(text: str, style: tuple[Any, ...], **options: Any) -> Any:
+        return lay_out(text, style_config=dict(style), **options)
+
+    def format_code(text: str, style_config: dict[str, Any],
+                    **options: Any) -> Any:
+        return remembered(text, tuple(style_config.items()), **options)
+
+    mmengine.config.config.FormatCode = format_code
+    put_on_record('mmengine-layout')
 
 
 def _look_modules_up() -> None:

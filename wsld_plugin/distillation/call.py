@@ -1,6 +1,7 @@
 """One call: a folder of pictures, a teacher and a student; a report."""
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -112,6 +113,9 @@ def distil(data: str | Path,
     out = Path(work_dir or Path('work_dirs', f'distil_{root.resolve().name}'))
     join_processes(launcher)
     with ExitStack() as locks:
+        # Each loader collects garbage: it need not look at the packages, too.
+        gc.freeze()
+        locks.callback(gc.unfreeze)
         on_first(_lock, out, root, locks)
         folder = on_first(read_folder, root, seed)
         settled = on_first(settle, asked, folder, dist.get_world_size(), out)

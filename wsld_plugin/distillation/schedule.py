@@ -145,7 +145,9 @@ def default_dtype() -> str:
         ``'bfloat16'`` if it has instructions for it, else ``'float32'``.
     """
     if torch.cuda.is_available():
-        return 'bfloat16' if torch.cuda.is_bf16_supported() else 'float16'
+        # torch.cuda.is_bf16_supported is true of GPUs that imitate it, too.
+        native = torch.version.hip or torch.cuda.get_device_capability()[0] > 7
+        return 'bfloat16' if native else 'float16'
     try:
         flags = {*Path('/proc/cpuinfo').read_text().split()}
     except OSError:

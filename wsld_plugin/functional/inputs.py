@@ -91,9 +91,8 @@ def check_inputs(student: Tensor,
     """Refuse logits and labels that do not belong together.
 
     Values of labels are read only where no device has to wait, that is on
-    the CPU. On others a class index out of range fails in the indexing
-    kernel, as in ``torch.nn.functional.cross_entropy``, and probabilities
-    of several classes at once in a check on the device; under
+    the CPU. On others they fail in a check on the device, as class indices do
+    in the kernel of ``torch.nn.functional.cross_entropy``; under
     ``torch.compile`` a RuntimeError is raised when the compiled code runs.
     """
     for name, value in (('student', student), ('teacher', teacher),
@@ -145,7 +144,9 @@ def _check_labels(gt_labels: Tensor, classes: int,
                 'not compete, have no softmax to distil')
         return
     gt_labels = gt_labels.long()
-    if not (readable or _is_compiling()) or (
+    # Not every weighting indexes by the label, which would fail as well.
+    on_gpu = gt_labels.is_cuda and not is_traced()
+    if not (readable or on_gpu or _is_compiling()) or (
             readable and gt_labels.min() >= 0 and gt_labels.max() < classes):
         return
     wrong = (gt_labels < 0) | (gt_labels >= classes)
