@@ -153,6 +153,14 @@ def test_no_file_names_a_machine() -> None:
     ] == []
 
 
+def test_every_file_is_read_in_one_sitting() -> None:
+    files = [path for room in ('wsld_plugin', 'tools', 'tests', 'configs')
+             for path in (ROOT / room).rglob('*.py')]
+    assert len(files) > 100
+    assert [str(path) for path in files
+            if len(path.read_text().splitlines()) > 400] == []
+
+
 def test_no_room_is_for_odds_and_ends() -> None:
     names = {path.stem for path in PACKAGE.rglob('*')}
     assert names & {'utils', 'util', 'common', 'misc', 'helpers'} == set()
