@@ -43,6 +43,8 @@ def test_no_copy_that_mmengine_remembers():
     # BaseDataset.get_subset keeps what it has copied by its address, so that
     # a data set to come may get another one for its pipeline.
     memo, = BaseDataset._copy_without_annotation.__defaults__
+    if memo is None:
+        pytest.skip('the fork keeps nothing')
     before = len(memo)
     for config in (dict(type='MixedDataset', labelled=FEW, unlabelled=MANY,
                         ratio=4),
