@@ -4,7 +4,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -216,18 +216,22 @@ def _report(table: pd.DataFrame, out: Path, compare: Sequence[str] = (),
     of = compared[-1]
     texts = differences[differences.of == of].pivot(
         index='method', columns='than', values='text')
-    lost = Counter(name for name, _ in missing)
+    lost: dict[str, list[int]] = defaultdict(list)
+    for name, seed in missing:
+        lost[name].append(seed)
     shown = pd.DataFrame([{
         'method': name,
         'runs': len(group),
-        'unfinished': group.unfinished.sum() + lost[name],
+        'unfinished': group.unfinished.sum() + len(lost.get(name, ())),
         **{key: _spread(group[key].dropna())
            for key in ('last', 'best', *compared[1:])},
         **{f'{of} - {than}': texts[than].get(name) for than in texts}
     } for name, group in groups.items()]).fillna('')
     shown.attrs = table.attrs
     notes = _NOTES.format(table.attrs['metric']) + ''.join(
-        f'\n\nMissing: {name}, seed {seed}.' for name, seed in missing)
+        f'\n\nMissing: {name}, seed{"s"[:len(seeds) - 1]} '
+        f'{", ".join(map(str, seeds))}.'
+        for name, seeds in lost.items())
     files: dict[Path, Any] = {
         out / 'report.md': f'{markdown_table(shown)}\n{notes}\n',
         out / 'runs.csv': table.drop(columns='history'),
