@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from loss_tester import gradient, make
+from loss_tester import gradient, make, needs_compiler
 from mmengine import Config
 from mmengine.registry import MODELS, DefaultScope
 
@@ -114,6 +114,7 @@ def lose_on_a_gpu(rank: int, weighting: str) -> None:
 
 
 # In a process of its own, as the device is of no use afterwards.
+@needs_compiler
 @pytest.mark.gpu
 @pytest.mark.skipif(
     not torch.cuda.is_available(), reason='no CUDA device here')

@@ -91,8 +91,8 @@ def check_inputs(student: Tensor,
     """Refuse logits and labels that do not belong together.
 
     Values of labels are read only where no device has to wait, that is on
-    the CPU. On others they fail in a check on the device, as class indices do
-    in the kernel of ``torch.nn.functional.cross_entropy``; under
+    the CPU. On others they fail in a check on the device, from torch 2.1 on,
+    or as in ``torch.nn.functional.cross_entropy`` where they index; under
     ``torch.compile`` a RuntimeError is raised when the compiled code runs.
     """
     for name, value in (('student', student), ('teacher', teacher),
