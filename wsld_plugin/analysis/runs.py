@@ -45,7 +45,7 @@ def read_runs(work_dirs: Sequence[Path]) -> pd.DataFrame:
         its config asks for more epochs), ``history``, and epochs and values
         of the ``last`` and the ``best`` validation. The best, the first of
         equals, is chosen on what it reports and so too good. ``attrs`` name
-        the metric: top-1 accuracy, or the first that all have.
+        the metric: top-1 accuracy or mIoU, or the first that all have.
 
     Raises:
         AnalysisError: If a folder has no validation, or they no metric in
@@ -61,7 +61,7 @@ def read_runs(work_dirs: Sequence[Path]) -> pd.DataFrame:
                and all(history.validation(key) for history in histories)]
     if not metrics:
         raise AnalysisError('the runs have no metric in common')
-    metric = max(metrics, key=lambda key: key == 'accuracy/top1')
+    metric = max(metrics, key=lambda key: key in ('accuracy/top1', 'mIoU'))
     rows = []
     for path, history in zip(work_dirs, histories):
         cfg = read_config(path)
