@@ -4,6 +4,8 @@ Run by hand; docs/reliability.md has what it showed::
 
     python tests/faults.py fuzz --count 10000
     python tests/faults.py call --times 25
+    python tests/faults.py disk --times 10
+    python tests/faults.py twice --times 10
     python tests/faults.py workers --times 6 --processes 2
 """
 from __future__ import annotations
@@ -111,47 +113,152 @@ def write_pictures(folder: Path) -> None:
             path.unlink()
 
 
-def call(args: argparse.Namespace) -> int:
-    draw, counts, wrong, number = Random(args.seed), Counter(), 0, 0
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+class Calls:
+    """The one call on a few digits, in folders beside each other."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.counts, self.wrong = folder, Counter(), 0
         write_pictures(folder / 'digits')
+        self.whole = seconds_to_finish(self.begin('whole'), self.log('whole'))
+        print(f'uninterrupted: {self.whole:.0f} s', flush=True)
+
+    def log(self, out: str) -> Path:
+        return self.folder / f'{out}.log'
+
+    def begin(self, out: str, log: str = '', **environment: str
+              ) -> subprocess.Popen:
+        return start([
+            sys.executable, TOOLS / 'distil.py', '--data',
+            self.folder / 'digits', '--teacher', 'resnet8@none', '--student',
+            'resnet8', '--epochs', 2, '--tau', 4, '--alpha', 1,
+            '--no-onnx', '--work-dir', self.folder / out
+        ], self.log(log or out), **environment)
+
+    def stage(self, out: str) -> str:
+        return next((stage for end, stage in (
+            ('student', '4 student'), ('teacher.pth', '3 after it'),
+            ('teachers', '2 teacher'), ('call.json', '1 pictures'))
+            if (self.folder / out / end).exists()), '0 start')
+
+    def finish(self, out: str, run: subprocess.Popen) -> None:
+        seconds_to_finish(run, self.log(out))
+        bad = differing(*(path for place in ('whole', out) for path in
+                          (self.folder / place).glob('*-????????.pth')))
+        self.wrong += bool(bad)
+        print(f'{out}: {sum(self.counts.values())} faults so far, '
+              f'{len(bad)} weights differ', flush=True)
+
+
+CLOCK = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <sys/time.h>
+#include <time.h>
+int clock_gettime(clockid_t clock, struct timespec *now) {
+    static int (*real)(clockid_t, struct timespec *);
+    if (!real) real = dlsym(RTLD_NEXT, "clock_gettime");
+    int failed = real(clock, now);
+    if (clock == CLOCK_REALTIME) now->tv_sec += atol(getenv("AHEAD"));
+    return failed;
+}
+int gettimeofday(struct timeval *now, void *zone) {
+    struct timespec exact;
+    int failed = clock_gettime(CLOCK_REALTIME, &exact);
+    now->tv_sec = exact.tv_sec;
+    now->tv_usec = exact.tv_nsec / 1000;
+    return failed;
+}
+time_t time(time_t *now) {
+    struct timespec exact;
+    clock_gettime(CLOCK_REALTIME, &exact);
+    if (now) *now = exact.tv_sec;
+    return exact.tv_sec;
+}
+"""
+
+
+def call(args: argparse.Namespace) -> int:
+    """Kills; with --clock, by gcc, each start at another time."""
+    draw, number = Random(args.seed), 0
+    with tempfile.TemporaryDirectory() as name:
+        calls, clock = Calls(Path(name)), Path(name) / 'clock.so'
+        if args.clock:
+            subprocess.run(
+                ['gcc', '-shared', '-fPIC', '-x', 'c', '-', '-o', clock,
+                 '-ldl'], input=CLOCK, text=True, check=True)
 
         def begin(out: str) -> subprocess.Popen:
-            return start([
-                sys.executable, TOOLS / 'distil.py', '--data',
-                folder / 'digits', '--teacher', 'resnet8@none', '--student',
-                'resnet8', '--epochs', 2, '--tau', 4, '--alpha', 1,
-                '--no-onnx', '--work-dir', folder / out
-            ], folder / f'{out}.log')
+            days = draw.uniform(-9, 9)
+            return calls.begin(out, **dict(
+                LD_PRELOAD=str(clock), AHEAD=str(round(days * 86400))
+            ) if args.clock else {})
 
-        def kill(run: subprocess.Popen, out: str) -> None:
-            os.killpg(run.pid, signal.SIGKILL)
-            run.wait()
-            stage = next((stage for end, stage in (
-                ('student', '4 student'),
-                ('teacher.pth', '3 after it'),
-                ('teachers', '2 teacher'),
-                ('call.json', '1 pictures'))
-                if (folder / out / end).exists()), '0 start')
-            counts[stage, writing(folder / out)] += 1
-
-        whole = seconds_to_finish(begin('whole'), folder / 'whole.log')
-        print(f'uninterrupted: {whole:.0f} s', flush=True)
-        while sum(counts.values()) < args.times:
+        while sum(calls.counts.values()) < args.times:
             out = f'cut{number}'
-            while alive_after(run := begin(out), draw.uniform(0, whole)) and (
-                    sum(counts.values()) < args.times):
-                kill(run, out)
-            seconds_to_finish(run, folder / f'{out}.log')
-            bad = differing(*(path for place in ('whole', out) for path in
-                              (folder / place).glob('*-????????.pth')))
-            print(f'{out}: {sum(counts.values())} kills so far, '
-                  f'{len(bad)} weights differ', flush=True)
-            wrong, number = wrong + bool(bad), number + 1
-    print_counts('kills of the one call by stage', counts)
-    print(f'\n{number} students, {wrong} not the uninterrupted one')
-    return bool(wrong)
+            while alive_after(
+                    run := begin(out), draw.uniform(0, calls.whole)) and (
+                        sum(calls.counts.values()) < args.times):
+                os.killpg(run.pid, signal.SIGKILL)
+                run.wait()
+                calls.counts[calls.stage(out),
+                             writing(calls.folder / out)] += 1
+            calls.finish(out, run)
+            number += 1
+        print_counts('kills of the one call by stage', calls.counts)
+    print(f'\n{number} students, {calls.wrong} not the uninterrupted one')
+    return bool(calls.wrong)
+
+
+def disk(args: argparse.Namespace) -> int:
+    """The disk is full at some byte, then larger; as root, on Linux."""
+    draw = Random(args.seed)
+    with tempfile.TemporaryDirectory() as name:
+        calls = Calls(Path(name))
+        needed = sum(path.stat().st_size for path in
+                     (calls.folder / 'whole').rglob('*') if path.is_file())
+        for number in range(args.times):
+            out = f'full{number}'
+            place = calls.folder / out
+            place.mkdir()
+            size = draw.randrange(4096, needed)
+            mount = ['mount', '-t', 'tmpfs', '-o', f'size={size}', 'none']
+            subprocess.run([*mount, place], check=True)
+            try:
+                run = calls.begin(out)
+                if not alive_after(run, 1200) and run.returncode:
+                    last = calls.log(out).read_text().splitlines()[-1]
+                    kind = ('one line' if 'No space left on device' in last
+                            and last.startswith('distil.py: ') else last)
+                    calls.counts[calls.stage(out), kind] += 1
+                    calls.wrong += kind != 'one line'
+                subprocess.run(['mount', '-o', 'remount,size=1G', place],
+                               check=True)
+                calls.finish(out, calls.begin(out))
+            finally:
+                subprocess.run(['umount', place], check=True)
+        print_counts('full disks by stage', calls.counts)
+    print(f'\n{args.times} students, {calls.wrong} faults')
+    return bool(calls.wrong)
+
+
+def twice(args: argparse.Namespace) -> int:
+    """A second call in the same folder, at some moment of the first."""
+    draw = Random(args.seed)
+    with tempfile.TemporaryDirectory() as name:
+        calls = Calls(Path(name))
+        for number in range(args.times):
+            out = f'two{number}'
+            first = calls.begin(out)
+            alive_after(first, draw.uniform(0, calls.whole) * draw.random())
+            stage, second = calls.stage(out), calls.begin(out, f'{out}-2')
+            alive_after(second, 1200)
+            last = calls.log(f'{out}-2').read_text().splitlines()[-1]
+            calls.counts[stage, f'{second.returncode}: {last}'] += 1
+            calls.finish(out, first)
+        print_counts('second calls by stage of the first', calls.counts)
+    print(f'\n{args.times} students, {calls.wrong} not the uninterrupted one')
+    return bool(calls.wrong)
 
 
 def workers(args: argparse.Namespace) -> int:
@@ -207,7 +314,7 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    for command in (fuzz, call, workers):
+    for command in (fuzz, call, disk, twice, workers):
         sub = commands.add_parser(command.__name__)
         sub.set_defaults(command=command)
         sub.add_argument('--seed', type=int, default=0)
@@ -216,6 +323,8 @@ def main(argv: list[str] | None = None) -> int:
             sub.add_argument('--areas', nargs='+')
         else:
             sub.add_argument('--times', type=int, default=25)
+        if command is call:
+            sub.add_argument('--clock', action='store_true')
         if command is workers:
             sub.add_argument('--processes', type=int, default=2)
     args = parser.parse_args(argv)

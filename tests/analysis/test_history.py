@@ -93,6 +93,16 @@ def test_methods_by_hand(tmp_path: Path) -> None:
     assert (tmp_path / 'out/curves.png').read_bytes().startswith(b'\x89PNG')
 
 
+def test_the_metric_that_is_compared(tmp_path: Path) -> None:
+    # In the order of mmseg's log.
+    work_dir = log(tmp_path / 'seg', {1: 50.0}, seed=0)
+    path = work_dir / '20260102_030405' / 'vis_data' / 'scalars.json'
+    path.write_text(path.read_text().replace(
+        '"accuracy/top1": 50.0', '"aAcc": 90.0, "mIoU": 40.0'))
+    table = read_runs([work_dir])
+    assert table.attrs['metric'] == 'mIoU' and table['last'].tolist() == [40]
+
+
 def test_names_of_methods() -> None:
     paths = ['a/wsld_r34_seed12', 'a/kd-run3', 'a/kd/seed3', 'a/overrun']
     assert [method_name(Path(path)) for path in paths

@@ -55,7 +55,17 @@ def make_steps(shape: tuple[int, ...],
         loss(student, teacher, labels).backward()
         student.grad = None
 
+    def unlabelled_step(loss: Callable[..., torch.Tensor]) -> None:
+        loss(student, teacher).backward()
+        student.grad = None
+
     steps: dict[str, Step] = {'mmrazor': their_step, 'wsld_plugin': our_step}
+    # What people distil with that looks at no label.
+    for name in ['KLDivergence'] + ['ChannelWiseDivergence'] * (
+            len(shape) > 2):
+        loss = MODELS.build(dict(
+            type=f'mmrazor.{name}', tau=TAU, loss_weight=2.5))
+        steps[name] = partial(unlabelled_step, loss)
     if args.compile:
         steps['compiled'] = partial(our_step, torch.compile(ours))
     # Without a graph: the traffic alone.
