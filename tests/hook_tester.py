@@ -106,7 +106,7 @@ def network(width: int, **fields: Any) -> dict[str, Any]:
             topk=(1, )))
 
 
-def make_config(folder: str, name: str, hook: dict[str, Any] | None, *,
+def make_config(folder: str, name: str, ours: list[dict[str, Any]], *,
                 wrapper: dict[str, Any] | None = None, unused: bool = False,
                 frozen: int = 0, accumulate: int = 1,
                 optimizer: dict[str, Any] | None = None,
@@ -120,8 +120,9 @@ def make_config(folder: str, name: str, hook: dict[str, Any] | None, *,
         num_workers=0,
         dataset=dict(type='Noise'),
         sampler=dict(type='DefaultSampler', shuffle=True))
-    # A hook that takes the place of a default one, or one more.
-    replaces = hook is not None and hook['type'] == 'DistillCheckpointHook'
+    # One that takes the place of a default one.
+    checkpoint, = [hook for hook in ours
+                   if hook['type'] == 'DistillCheckpointHook'] or [None]
     return Config(
         dict(
             default_scope='mmrazor',
@@ -164,10 +165,9 @@ def make_config(folder: str, name: str, hook: dict[str, Any] | None, *,
                 loader, sampler=dict(type='DefaultSampler', shuffle=False)),
             val_cfg=dict(type='mmrazor.SingleTeacherDistillValLoop'),
             val_evaluator=dict(type='mmpretrain.Accuracy'),
-            default_hooks=dict(checkpoint=hook if replaces else None),
-            custom_hooks=[
-                *(hooks or []), *([hook] if hook and not replaces else [])
-            ],
+            default_hooks=dict(checkpoint=checkpoint),
+            custom_hooks=[*(hooks or []),
+                          *(hook for hook in ours if hook is not checkpoint)],
             model_wrapper_cfg=dict(broadcast_buffers=False, **wrapper)
             if wrapper else None))
 
@@ -227,12 +227,12 @@ def off_by(ours: Steps, theirs: Steps) -> float:
     return worst
 
 
-def two_processes(folder: Path, hooks: dict[str, dict[str, Any]],
+def two_processes(folder: Path, hooks: dict[str, list[dict[str, Any]]],
                   cases: list[str]) -> list[dict[tuple[str, str], Steps]]:
-    """Train each case with no hook ('') and with each hook.
+    """Train each case with no hook ('') and with each list of hooks.
 
     Returns:
-        For each rank the trainings by names of hook and case.
+        For each rank the trainings by names of list and case.
     """
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
@@ -283,8 +283,8 @@ def main() -> None:
         torch.save(teacher.state_dict(), f'{folder}/teacher.pth')
     trained = {}
     for case in cases:
-        for name, hook in {'': None, **hooks}.items():
-            cfg = make_config(folder, f'{case}{name}'.replace(' ', ''), hook,
+        for name, ours in {'': [], **hooks}.items():
+            cfg = make_config(folder, f'{case}{name}'.replace(' ', ''), ours,
                               **CASES[case])
             trained[name, case] = train(cfg)
     torch.save(trained, f'{folder}/rank{rank}.pth')

@@ -35,7 +35,7 @@ def test_two_processes_make_one_result(tmp_path: Path) -> None:
         sys.executable, '-m', 'torch.distributed.run', '--standalone',
         '--nproc_per_node', '2', TOOLS / 'distil.py', '--launcher', 'pytorch',
         '--data', pictures, '--teacher', 'resnet20@none', '--student',
-        'resnet8', '--epochs', '2', '--tau', '4', '--alpha', '1',
+        'resnet8', '--epochs', '1', '--tau', '4', '--alpha', '1',
         '--no-onnx', '--work-dir', tmp_path / 'out'
     ]
     done = subprocess.run([*map(str, command)], capture_output=True,
@@ -46,11 +46,6 @@ def test_two_processes_make_one_result(tmp_path: Path) -> None:
     found = json.loads((tmp_path / 'out' / 'metrics.json').read_text())
     assert found['settings']['processes'] == 2
     assert found['networks']['student distilled']['pictures'] == 4
-    # A mistake ends both.
-    command[-3:] = ['--epochs', '0']
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True)
-    assert done.returncode != 0
-    assert 'epochs must be an integer of at least 1, got 0' in done.stderr
 
 
 @pytest.mark.skipif(not Path('/dev/full').exists(), reason='Linux has it')

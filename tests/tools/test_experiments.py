@@ -33,8 +33,8 @@ PLAN: dict[str, Any] = {
     },
     'runs': {
         # So that there is time to kill it after the first epoch.
-        'teacher': {'config': STUDENT, 'options': {EPOCHS: 30}},
-        'ce': {'config': STUDENT, 'options': {EPOCHS: 30}},
+        'teacher': {'config': STUDENT, 'options': {EPOCHS: 12}},
+        'ce': {'config': STUDENT, 'options': {EPOCHS: 12}},
         # Its teacher is a ResNet-18 here.
         'wsld': {'config': DISTILLATION, 'needs': 'teacher',
                  'options': {'model.teacher.backbone.depth': 18}},
@@ -134,7 +134,7 @@ def test_killed_resumed_tested_reported() -> None:
         for run in (teacher, ce)
     ] == [2, 1]
     wsld, = Path('work_dirs/tiny').glob('wsld-*/seed-0')
-    assert (f"teacher_ckpt='{teacher}/epoch_30.pth'"
+    assert (f"teacher_ckpt='{teacher}/epoch_12.pth'"
             in wsld.with_suffix('.py').read_text())
     tested = json.loads(Path(f'{ce}.test.json').read_text())['accuracy/top1']
     report = Path('work_dirs/tiny/report/report.md').read_text()
@@ -147,7 +147,7 @@ def test_killed_resumed_tested_reported() -> None:
 
     kept = times()
     assert 'Nothing to be done' in output()
-    write(runs__teacher__options={EPOCHS: 31})
+    write(runs__teacher__options={EPOCHS: 13})
     others = re.findall(r'output: (.*)/seed-0.test.json', output('--dry-run'))
     assert [re.sub('-.*', '', Path(folder).name)
             for folder in sorted(others)] == ['teacher', 'wsld']
@@ -193,9 +193,9 @@ def test_folders_are_named_after_the_settings(tmp_path: Path) -> None:
     assert len(set(before.values())) == 3
     assert differ() == differ(runs__ce__seeds=[5]) == set()
     assert differ(seeds=[5]) == {'wsld'}
-    assert differ(runs__ce__options={EPOCHS: 31}) == {'ce'}
+    assert differ(runs__ce__options={EPOCHS: 13}) == {'ce'}
     # What it learns from is a part of what a student depends on.
-    assert differ(runs__teacher__options={EPOCHS: 31}) == {'teacher', 'wsld'}
+    assert differ(runs__teacher__options={EPOCHS: 13}) == {'teacher', 'wsld'}
     assert differ(options__log_level='ERROR') == {*before}
     # A teacher that no run trains: its file counts, not its name.
     file = tmp_path / 'teacher.pth'

@@ -333,8 +333,10 @@ def _data(recipe: Recipe, drop_last: bool) -> dict[str, Any]:
                 64, recipe.batch_size),
             num_workers=recipe.workers,
             # Those that live on have random numbers that no resumed training
-            # could restore.
-            persistent_workers=not learns and recipe.workers > 0,
+            # could restore, and each of them takes 5 s to end with its
+            # training: only a garbage collection frees that, which closes
+            # their queues before they are told.
+            persistent_workers=False,
             pin_memory=torch.cuda.is_available(),
             collate_fn=dict(type='default_collate'),
             sampler=dict(type='DefaultSampler', shuffle=learns),
