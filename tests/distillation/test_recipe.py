@@ -14,6 +14,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, PARAM_SCHEDULERS
 from mmengine.runner import Runner
 from PIL import Image
+from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
 from wsld_plugin.caching import build_cache
 from wsld_plugin.datasets import PictureFolder, read_folder, write_lists
@@ -226,6 +227,10 @@ def test_optimizers_and_precision_fit_the_network(recipe: Recipe) -> None:
         assert adam['optimizer']['lr'] == pytest.approx(
             5e-5 * more**0.5, rel=1e-2)
         assert adam['paramwise_cfg']['norm_decay_mult'] == 0
+    # All weights in one kernel, where torch has it.
+    fused = 'cpu' in _get_fused_kernels_supported_devices()
+    assert all(one['optimizer'].get('fused', False) is fused
+               for one in (sgd, adam))
     # Its init_cfg names no weights, but how to draw them.
     deit = dataclasses.replace(
         recipe, student='deit-tiny', size=224, batch_size=64)
