@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,6 +27,26 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whole programs first: they are few and long, and others fill in."""
     items.sort(key=lambda item: 'tools' not in item.path.parts)
+
+
+@pytest.fixture(scope='session', autouse=True)
+def _configs_as_they_are() -> Iterator[None]:
+    """No yapf: laying a config out takes longer than training it."""
+    from mmengine.config import config
+    with pytest.MonkeyPatch.context() as patch:
+        if hasattr(config, 'FormatCode'):
+            patch.setattr(config, 'FormatCode', _AsItIs(config.FormatCode))
+        yield
+
+
+class _AsItIs:
+    """What yapf's function returns, without what it does."""
+
+    def __init__(self, real: Callable[..., Any]) -> None:
+        self.real = real
+
+    def __call__(self, text: str, **kwargs: Any) -> tuple[str, bool]:
+        return text, True
 
 
 @pytest.fixture(params=[

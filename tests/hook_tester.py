@@ -227,9 +227,10 @@ def off_by(ours: Steps, theirs: Steps) -> float:
     return worst
 
 
-def two_processes(folder: Path, hooks: dict[str, list[dict[str, Any]]],
-                  cases: list[str]) -> list[dict[tuple[str, str], Steps]]:
-    """Train each case with no hook ('') and with each list of hooks.
+def two_processes(folder: Path,
+                  asked: list[tuple[str, str, list[dict[str, Any]]]]
+                  ) -> list[dict[tuple[str, str], Steps]]:
+    """Train with a list of hooks, of that name, in a case of that name.
 
     Returns:
         For each rank the trainings by names of list and case.
@@ -237,9 +238,9 @@ def two_processes(folder: Path, hooks: dict[str, list[dict[str, Any]]],
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         port = str(probe.getsockname()[1])
-    asked = json.dumps([hooks, cases])
     processes = [
-        subprocess.Popen([sys.executable, __file__, str(folder), asked],
+        subprocess.Popen([sys.executable, __file__, str(folder),
+                          json.dumps(asked)],
                          stdout=subprocess.PIPE,
                          stderr=subprocess.STDOUT,
                          text=True,
@@ -266,7 +267,6 @@ def two_processes(folder: Path, hooks: dict[str, list[dict[str, Any]]],
 def main() -> None:
     """Be one of the processes."""
     folder = sys.argv[1]
-    hooks, cases = json.loads(sys.argv[2])
     torch.set_num_threads(1)
     wsld_plugin.compat.quiet()
     # Laying out the text takes longer than the training.
@@ -282,11 +282,10 @@ def main() -> None:
     if rank == '0':
         torch.save(teacher.state_dict(), f'{folder}/teacher.pth')
     trained = {}
-    for case in cases:
-        for name, ours in {'': [], **hooks}.items():
-            cfg = make_config(folder, f'{case}{name}'.replace(' ', ''), ours,
-                              **CASES[case])
-            trained[name, case] = train(cfg)
+    for name, case, ours in json.loads(sys.argv[2]):
+        cfg = make_config(folder, f'{case}{name}'.replace(' ', ''), ours,
+                          **CASES[case])
+        trained[name, case] = train(cfg)
     torch.save(trained, f'{folder}/rank{rank}.pth')
 
 

@@ -3,11 +3,8 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 import pickle
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -347,26 +344,15 @@ def test_switches_of_the_page_change_something(switch: str) -> None:
     assert old is None or type(new) in (type(old), float)
 
 
-def test_batch_augments_of_the_student_are_kept(pictures: Path,
-                                                tmp_path: Path) -> None:
-    augments = dict(type='CutMix', alpha=1.0)
-    cfg = derive(MAIN, 'model = dict(architecture=dict(train_cfg='
-                 f'dict(augments={augments})))')
-    cfg.merge_from_dict(small_run(MAIN, pictures, tmp_path))
-    _, samples, _ = first_step(cfg, tmp_path)
-    assert all(one.gt_score.shape == (1000, ) for one in samples)
-
-
 def test_main_config_trains_and_leaves_mmpretrains_student(
-        pictures: Path, tmp_path: Path) -> None:
+        pictures: Path, tmp_path: Path, call_tool: Callable[..., None]
+) -> None:
     options = small_run(MAIN, pictures, tmp_path)
     options |= {'default_hooks.checkpoint.save_best': None,
                 'default_hooks.logger.interval': 1}
-    subprocess.run(
-        [sys.executable, ROOT / 'tools' / 'train.py', FOLDER / f'{MAIN}.py',
-         '--work-dir', options.pop('work_dir'), '--cfg-options',
-         *(f'{key}={value}' for key, value in options.items())],
-        env=dict(os.environ, OMP_NUM_THREADS='1'), check=True)
+    call_tool('train.py', FOLDER / f'{MAIN}.py',
+              '--work-dir', options.pop('work_dir'), '--cfg-options',
+              *(f'{key}={value}' for key, value in options.items()))
     log, = tmp_path.glob('*/vis_data/scalars.json')
     teacher, one, two, end = map(json.loads, log.read_text().splitlines())
     top = {'accuracy/top1', 'accuracy/top5'}

@@ -4,6 +4,7 @@ Only the standard library is used: this runs before anything is installed.
 """
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -53,7 +54,8 @@ def prepare(env: Path) -> Path:
 
     A mark in its folder says for what it is finished. One that is unfinished
     or finished for other requirements is made anew, or where the interpreter
-    is its own, updated in place.
+    is its own, updated in place; meanwhile nobody else is at it, and nothing
+    that this function made it for is running in it.
 
     Args:
         env: Folder of the environment.
@@ -68,9 +70,35 @@ def prepare(env: Path) -> Path:
     """
     python, mark = env / 'bin' / 'python', env / _MARK
     wanted = _requirements_digest()
-    # Without the interpreter that it links to it is of no use.
-    if python.exists() and mark.exists() and mark.read_text() == wanted:
+
+    def is_finished() -> bool:
+        # Without the interpreter that it links to it is of no use.
+        return (python.exists() and mark.exists()
+                and mark.read_text() == wanted)
+
+    # Held until this process ends, whatever program it becomes. It is on the
+    # folder around, which stays, and may be read-only.
+    lock = os.open(env.parent, os.O_RDONLY)
+    os.set_inheritable(lock, True)
+    _wait_for(lock, fcntl.LOCK_SH, env)
+    if is_finished():
         return python
+    _wait_for(lock, fcntl.LOCK_EX, env)
+    if not is_finished():
+        _install(env, python, mark, wanted)
+    _wait_for(lock, fcntl.LOCK_SH, env)
+    return python
+
+
+def _wait_for(lock: int, kind: int, env: Path) -> None:
+    try:
+        fcntl.flock(lock, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f'Waiting for what is at work in {env}', flush=True)
+        fcntl.flock(lock, kind)
+
+
+def _install(env: Path, python: Path, mark: Path, wanted: str) -> None:
     found = sys.version_info[:2]
     if not OLDEST_PYTHON <= found <= NEWEST_PYTHON:
         oldest, newest, this = ('.'.join(map(str, version)) for version in (
@@ -95,7 +123,6 @@ def prepare(env: Path) -> Path:
         '--editable', f'{ROOT}[{_EXTRAS}]'
     ], 'the installation')
     mark.write_text(wanted)
-    return python
 
 
 def _requirements_digest() -> str:

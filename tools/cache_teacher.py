@@ -36,6 +36,10 @@ def main() -> None:
     from wsld_plugin.caching import build_cache, verify_cache
     with command_line.one_line_errors():
         cfg = command_line.read_run_config(args, 'train')
+        # Their shares end hours apart.
+        cfg.merge_from_dict({'env_cfg.dist_cfg': {
+            'timeout': 6 * 3600, **cfg.get('env_cfg', {}).get('dist_cfg', {})
+        }})
         command_line.prepare_devices(cfg)
         cache = build_cache(cfg, args.top_k)
         if is_main_process():

@@ -208,20 +208,6 @@ def test_rows_of_another_size_are_not_finished(
     assert len(prepare_cache(tmp_path, cache.manifest)) == left
 
 
-@pytest.mark.parametrize('changed, said', [
-    (dict(seed=1), 'with seed=0, .* now has 1'),
-    (dict(teacher=dict(a=2)), r'teacher\.a=1, .* has 2'),
-    (dict(count=5), 'count=9'), (dict(top_k=3), 'top_k=None')])
-def test_only_the_same_cache_is_continued(changed: dict, said: str,
-                                          tmp_path: Path) -> None:
-    manifest = make_manifest(
-        10, None, count=9, seed=0, teacher=dict(a=1, b=(2, dict)))
-    for _ in range(2):
-        assert len(prepare_cache(tmp_path, manifest)) == 9
-    with refused(said):
-        prepare_cache(tmp_path, manifest | changed)
-
-
 def fork(target: Callable[[], None]) -> Any:
     process = multiprocessing.get_context('fork').Process(target=target)
     process.start()

@@ -1,4 +1,4 @@
-"""mmseg, mmdet and mmcls beside mmrazor, by stand-ins of their first lines."""
+"""mmrazor, mmseg, mmdet and mmcls, by stand-ins of their first lines."""
 from __future__ import annotations
 
 from importlib.util import find_spec
@@ -6,7 +6,8 @@ from importlib.util import find_spec
 import pytest
 
 # Name, and the release of mmcv from which on each refuses it at import.
-REFUSED_FROM = {'mmseg': '2.2.0', 'mmdet': '2.2.0', 'mmcls': '2.1.0'}
+REFUSED_FROM = {
+    'mmrazor': '2.2.0', 'mmseg': '2.2.0', 'mmdet': '2.2.0', 'mmcls': '2.1.0'}
 IMPORT = '''
 from importlib import import_module
 import {0}, mmcv
@@ -56,7 +57,7 @@ def test_newer_mmcv_is_accepted_with_us_only(run_python, site):
         for name in names], done.stderr
 
 
-@pytest.mark.parametrize('name', ['mmdet', 'mmcls'])
+@pytest.mark.parametrize('name', ['mmrazor', 'mmdet', 'mmcls'])
 def test_the_stand_ins_check_what_the_packages_do(name, run_python):
     if run_python('-c', f'from importlib.util import find_spec; '
                   f'assert find_spec({name!r})').returncode:

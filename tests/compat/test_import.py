@@ -18,10 +18,14 @@ REPORT = '''
 import json, sys
 import wsld_plugin
 wsld_plugin.compat.apply()
-print(json.dumps(dict(
+report = dict(
     heavy=[*{'mmrazor', 'mmpretrain', 'matplotlib'} & set(sys.modules)],
     finders=sum('wsld' in type(one).__module__ for one in sys.meta_path),
-    fixes=[fix.name for fix in wsld_plugin.compat.fixes_in_force()])))
+    fixes=[fix.name for fix in wsld_plugin.compat.fixes_in_force()])
+from mmpretrain.registry import MODELS
+assert 'mmpretrain.models' not in sys.modules
+report['built'] = MODELS.build(dict(type='WideResNet', depth=16)).__module__
+print(json.dumps(report))
 '''
 BLIP_NEEDS = '''
 from transformers.modeling_utils import apply_chunking_to_forward
@@ -55,7 +59,8 @@ def test_import_is_light_and_changes_what_is_broken_alone(run_python):
         'own-names': True,
     }
     assert json.loads(done.stdout) == dict(
-        heavy=[], finders=1, fixes=[name for name in needed if needed[name]])
+        heavy=[], finders=1, fixes=[name for name in needed if needed[name]],
+        built='wsld_plugin.models.backbones.wide_resnet')
 
 
 def test_every_fix_says_what_and_why():

@@ -14,6 +14,12 @@ pytestmark = pytest.mark.skipif(
     not hasattr(module, 'FormatCode'), reason='the fork looks it up in yapf')
 
 
+@pytest.fixture(autouse=True)
+def yapf_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As outside of the tests."""
+    monkeypatch.setattr(module, 'FormatCode', module.FormatCode.real)
+
+
 def count(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> list:
     """What a function returns from now on."""
     original, found = getattr(owner, name), []

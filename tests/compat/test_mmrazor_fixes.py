@@ -44,28 +44,6 @@ def test_plain_import_fails_and_can_be_repeated_with_us(run_python):
     assert 'usable' in done.stdout
 
 
-NEWER_MMCV = '''
-try:
-    import mmrazor
-except AssertionError as error:
-    print('broken:', error)
-import wsld_plugin, mmcv, mmrazor
-print('with us', mmcv.__version__)
-'''
-
-
-def test_newer_mmcv_is_accepted_with_us_only(run_python, site_without):
-    site = site_without('mmcv')
-    package = site / 'mmcv'
-    package.mkdir()
-    (package / '__init__.py').write_text('from .version import __version__\n')
-    (package / 'version.py').write_text("__version__ = '2.2.0'\n")
-    done = run_python('-c', NEWER_MMCV, site=site)
-    assert 'broken: MMCV==2.2.0 is used but incompatible' in done.stdout, (
-        'mmrazor accepts it by itself: is the fix still needed?')
-    assert 'with us 2.2.0' in done.stdout, done.stderr
-
-
 def test_missing_mmcv_is_named_with_its_remedy(run_python, site_without):
     site = site_without('mmcv')
     said = [

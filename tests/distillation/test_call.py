@@ -102,8 +102,8 @@ def test_teachers_are_those_that_were_trained(result: DistilResult) -> None:
     assert seen == len(joint)
 
 
-def test_the_same_call_reuses_another_is_refused(result: DistilResult,
-                                                 pictures: Path) -> None:
+def test_the_same_call_reuses_another_is_refused(
+        result: DistilResult, pictures: Path, tmp_path: Path) -> None:
     out = result.report.parent
     before = times(out)
     again = distil(pictures, work_dir=out, **{
@@ -122,6 +122,13 @@ def test_the_same_call_reuses_another_is_refused(result: DistilResult,
     finally:
         moved.write_bytes(content)
     assert times(out) == before
+    # Finished, and its weights gone.
+    done = tmp_path / 'done'
+    done.mkdir()
+    for name in ('call.json', 'metrics.json'):
+        (done / name).write_bytes((out / name).read_bytes())
+    with pytest.raises(DistilError, match='holds a call with epochs='):
+        distil(pictures, work_dir=done, **{**ARGUMENTS, 'epochs': 2})
 
 
 def test_weights_are_those_that_were_named(pictures: Path,
@@ -149,15 +156,10 @@ def test_weights_are_those_that_were_named(pictures: Path,
     assert stages._teacher_source(spec, folder).classes is None
 
 
-def test_a_mistake_takes_no_folder(pictures: Path, tmp_path: Path) -> None:
-    for name in ('resnet34x', 'resnet35x'):
-        with pytest.raises(NetworkError, match=name):
-            distil(pictures, work_dir=tmp_path, **{
-                **ARGUMENTS, 'teacher': name, 'teacher_weights': None})
-
-
 @pytest.mark.parametrize('wrong, error, said', [
     (dict(epochs=0), DistilError, 'epochs must be an integer of at least 1'),
+    (dict(seed=None), DistilError, 'seed must be an integer of at least 0'),
+    (dict(launcher='pytorch'), DistilError, 'LOCAL_RANK is not set'),
     (dict(tau=-1), DistilError, "tau must be 'auto' or a positive number"),
     (dict(alpha='some'), DistilError, "got 'some'"),
     (dict(teacher_weights=[1]), DistilError, 'each of the 2 teachers'),
@@ -178,8 +180,11 @@ def test_wrong_arguments_are_named(pictures: Path, tmp_path: Path,
                                    error: type[Exception],
                                    said: str) -> None:
     monkeypatch.chdir(pictures.parent)
+    monkeypatch.delenv('LOCAL_RANK', raising=False)
     arguments = {**ARGUMENTS, 'data': pictures, 'work_dir': tmp_path, **wrong}
     with pytest.raises(error, match=said) as raised:
         distil(**arguments)
     assert '\n' not in str(raised.value)
     assert not any(tmp_path.rglob('*.pth'))
+    # What is no folder of pictures takes none.
+    assert 'data' not in wrong or not any(tmp_path.iterdir())

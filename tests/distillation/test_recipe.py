@@ -137,16 +137,14 @@ def test_a_teacher_is_tuned_in_two_phases(recipe: Recipe,
     assert moved and all(
         key.split('.')[-1] in ('running_mean', 'running_var',
                                'num_batches_tracked') for key in moved)
-    with pytest.raises(ValueError, match=r'scratch, head, all.*tail'):
-        teacher_config(recipe, source, 'tail')
 
 
 @pytest.mark.parametrize(
-    'student', ['wrn-16-2', 'mobilenet-v3-small', 'deit-tiny', 'vgg11'])
+    'student', ['wrn-16-2', 'mobilenet-v3-small', 'vgg11'])
 def test_the_loss_gets_logits_and_labels_of_any_head(
         student: str, recipe: Recipe, teacher: tuple[dict[str, Any],
                                                      Path]) -> None:
-    size = 224 if student in ('vgg11', 'deit-tiny') else 32
+    size = 224 if student == 'vgg11' else 32
     cfg = distillation_config(
         dataclasses.replace(recipe, student=student, size=size), *teacher,
         3.0, 0.5)

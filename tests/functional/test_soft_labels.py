@@ -17,7 +17,8 @@ TRANSFORMS = [None, 'standardize', 'spherical']
 
 class Parts(LossTester):
     soft_loss, transform = 'kl', None
-    # One number for each sample, whatever loss: TestWSLD has this.
+    # What comes before and after any loss: TestWSLD has these.
+    test_labels_out_of_range_are_refused = None
     test_two_processes_get_the_gradient_of_one = None
 
     def build(self, **settings):

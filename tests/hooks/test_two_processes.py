@@ -23,16 +23,19 @@ HOOKS: dict[str, list[dict[str, Any]]] = {
         dict(type='WSLDMonitorHook'),
     ],
 }
-WRONG = [dict(type='LateLayout')]
+WRONG, SHOWS = [dict(type='LateLayout')], [
+    'plain', 'unused', 'static graph', 'EMA']
 FUSED = 'fused' in torch.optim.SGD([torch.zeros(1)], lr=1).param_groups[0]
 Trained = list[dict[tuple[str, str], Steps]]
 
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    cases = [case for case in CASES if FUSED or case != 'fused SGD']
-    return two_processes(
-        tmp_path_factory.mktemp('two'), {**HOOKS, 'wrong': WRONG}, cases)
+    return two_processes(tmp_path_factory.mktemp('two'), [
+        *((name, case, hooks) for case in CASES
+          if FUSED or case != 'fused SGD'
+          for name, hooks in {'': [], **HOOKS}.items()),
+        *(('wrong', case, WRONG) for case in SHOWS)])
 
 
 @pytest.mark.parametrize('case', CASES)
@@ -52,7 +55,7 @@ def test_gradients_and_weights_are_stocks(hook: str, case: str,
     assert off_by([parameters[1]], [parameters[0]]) < 1e-6
 
 
-@pytest.mark.parametrize('case', ['plain', 'unused', 'static graph', 'EMA'])
+@pytest.mark.parametrize('case', SHOWS)
 def test_a_late_layout_shows(case: str, trained: Trained) -> None:
     for rank in trained:
         assert off_by(rank['wrong', case], rank['', case]) > 0.1

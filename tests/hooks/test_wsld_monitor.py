@@ -16,11 +16,12 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from dense_distillation import IGNORED, Call, config, logged
+from dense_distillation import IGNORED, Call, OneLayer, config, logged
 from loss_tester import rows_of, targets_of
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.hooks import Hook
+from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from torch import Tensor
 
@@ -169,6 +170,28 @@ def test_dense_predictions_and_ignored_positions(
     values, calls = trained_on_maps(cfg)
     assert soft or any((call[2] == IGNORED).any() for call in calls)
     check(values, [[call] for call in calls])
+
+
+@MODELS.register_module()
+class WithChannel(OneLayer):
+    """Gives labels ``(N, 1, H, W)``, and those of the teacher's rows."""
+
+    def forward(self, pictures: Tensor, labels: Tensor,
+                mode: str = 'tensor') -> dict[str, Any]:
+        student, teacher = self.student(pictures), self.teacher(pictures)
+        return dict(loss=self.decode_head.loss_kd(
+            student, teacher, labels.unsqueeze(1), teacher_labels=labels))
+
+
+def test_a_channel_of_labels_makes_no_difference(tmp_path: Path) -> None:
+    found = []
+    for name in ('OneLayer', 'WithChannel'):
+        cfg = config(tmp_path / name)
+        cfg.model.type = name
+        runner = Runner.from_cfg(cfg)
+        runner.train()
+        found.append(logged(runner.message_hub))
+    assert found[0] == found[1] and found[0]
 
 
 @pytest.mark.parametrize('soft', [False, True])

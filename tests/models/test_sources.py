@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,21 @@ def test_a_config_says_what_pixels_it_takes(
     assert source.network['data_preprocessor']['to_rgb'] == rgb
     assert source.mean == mean and source.size == 40
     assert source.imports == ('own', )
+
+
+def test_what_is_not_installed_is_said(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, 'timm', None)
+    with pytest.raises(NetworkError, match="the extra 'distil' has timm"):
+        find_network('timm:resnet10t')
+    model = classifier('wrn-16-2', 2, *IMAGENET)
+    network = MODELS.build(dict(model, _scope_='mmpretrain'))
+    config = Config(dict(model=model, custom_imports=dict(imports='gone')))
+    torch.save(dict(state_dict=network.state_dict(),
+                    meta=dict(cfg=config.pretty_text)), tmp_path / 'run.pth')
+    with pytest.raises(NetworkError, match=r'of its own: .*gone') as told:
+        find_network(str(tmp_path / 'run.pth'))
+    assert '\n' not in str(told.value)
 
 
 def test_heads_that_distil_are_tuned() -> None:

@@ -77,7 +77,7 @@ def test_regularization(trained: Path, call_tool: Call, tmp_path: Path,
 def test_bias_variance(call_tool: Call, refusal: Callable[..., str],
                        tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     args = ('bias-variance', STUDENT, '--runs', 2, '--splits', 'bootstrap',
-            '--out', tmp_path, *SHORT)
+            '--out', tmp_path, *SHORT, 'default_hooks=None')
     call_tool('analyze.py', *args)
     assert capsys.readouterr().out.count('Trained') == 2
     runs = [tmp_path / 'tiny_student' / f'run{run}' for run in (0, 1)]

@@ -183,6 +183,8 @@ def test_training_validates_saves_and_resumes(
     log = min(work_dir.glob('*/*.log')).read_text()
     assert 'The teacher is not validated' in log
     assert 'random weights' not in log
+    again = max(work_dir.glob('*/*.log')).read_text()
+    assert 'resumed epoch: 1' in again and 'another teacher' not in again
     weights = read_checkpoint(str(work_dir / 'epoch_2.pth'))['state_dict']
     assert {key.split('.')[0] for key in weights} == {'architecture'}
     scalars = max(work_dir.glob('*/vis_data/scalars.json')).read_text()

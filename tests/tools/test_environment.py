@@ -1,10 +1,13 @@
 """The environment that the README's commands make, without a network."""
 from __future__ import annotations
 
+import fcntl
 import io
+import os
 import shutil
 import subprocess
 import sys
+import threading
 from contextlib import redirect_stderr
 from pathlib import Path
 from types import ModuleType
@@ -60,6 +63,19 @@ def test_finished_one_is_reused(environment: ModuleType, tmp_path: Path,
     mark = env / environment._MARK
     mark.write_text(environment._requirements_digest())
     assert environment.prepare(env) == env / 'bin' / 'python'
+
+
+def test_nothing_is_made_while_something_is_at_work(
+        environment: ModuleType, tmp_path: Path, no_index: None,
+        capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / 'env').mkdir()
+    (tmp_path / 'env' / 'mine').touch()
+    others = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(others, fcntl.LOCK_SH)
+    threading.Timer(0.3, os.close, [others]).start()
+    fails(environment, tmp_path / 'env', 'not made by this command')
+    assert capsys.readouterr().out == (
+        f'Waiting for what is at work in {tmp_path / "env"}\n')
 
 
 def test_other_folder_is_left_alone(environment: ModuleType,

@@ -29,7 +29,7 @@ def plot_runs(axes: Axes, curves: Sequence[Mapping[int, float]], color: str,
     epochs = sorted(set(curves[0]).intersection(*curves[1:]))
     heights = np.array([[curve[epoch] for epoch in epochs]
                         for curve in curves])
-    axes.plot(epochs, heights.mean(0), color=color, label=label,
+    axes.plot(epochs, heights.mean(0), color=color, label=plain(label),
               marker='o' if len(epochs) == 1 else None)
 
 

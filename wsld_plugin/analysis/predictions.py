@@ -49,7 +49,8 @@ def evaluation_loader(cfg: Config, split: str) -> DataLoader:
         leaf.pipeline = deepcopy(pipeline)
     loader.pop('batch_sampler', None)
     loader.update(
-        sampler=dict(type='DefaultSampler', shuffle=False),
+        # In order, and all of it whatever the number of processes.
+        sampler=None,
         drop_last=False,
         persistent_workers=False)
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):

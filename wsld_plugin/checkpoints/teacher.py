@@ -74,9 +74,10 @@ def keep_teacher(teacher: nn.Module, weights: dict[str, Tensor]) -> bool:
     own = dict(teacher.named_parameters(prefix='teacher'))
     if own and all(_equal(weights.get(key), own[key].cpu()) for key in own):
         return False
-    for key in [key for key in weights if key.startswith('teacher.')]:
+    theirs = [key for key in weights if key.startswith('teacher.')]
+    for key in theirs:
         del weights[key]
-    return True
+    return bool(own or theirs)
 
 
 class FrozenTeacher:

@@ -6,6 +6,8 @@ present, and is listed by :func:`fixes_in_force`. :func:`apply` runs when
 """
 from __future__ import annotations
 
+import functools
+
 from . import checkpoint, mmengine, mmpretrain, mmrazor, names, teachers
 from .amp import prepare_amp
 from .distributed import prepare_distributed
@@ -21,15 +23,10 @@ __all__ = [
     'quiet',
 ]
 
-_applied = False
 
-
+@functools.cache
 def apply() -> None:
     """Put in force the fixes that the installed versions need, once."""
-    global _applied
-    if _applied:
-        return
-    _applied = True
     mmengine.apply()
     checkpoint.apply()
     mmpretrain.apply()

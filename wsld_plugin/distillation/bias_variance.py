@@ -159,7 +159,8 @@ def _training(cfg: Config, folder: Path, run: int, parts: int | None,
         run=run,
         parts=parts)
     cfg.randomness = dict(cfg.get('randomness') or {}, seed=run)
-    hooks = cfg.setdefault('default_hooks', {})
+    cfg.default_hooks = cfg.get('default_hooks') or {}
+    hooks = cfg.default_hooks
     kind = (hooks.get('checkpoint') or {}).get('type', 'CheckpointHook')
     epochs = cfg.train_cfg.max_epochs
     hooks['checkpoint'] = dict(
@@ -176,16 +177,16 @@ def _epochs(cfg: Config) -> list[int]:
 
 def _predict(run: Training) -> None:
     """Keep what the student of each epoch predicts."""
-    for split in ('val', 'test'):
-        if not run.cfg.get(f'{split}_dataloader'):
-            continue
-        loader = evaluation_loader(run.cfg, split)
-        for epoch in _epochs(run.cfg):
-            path = str(run.work_dir / f'epoch_{epoch}.pth')
-            keep_predictions(
-                student_network(run.cfg, read_checkpoint(path), path), loader,
-                _predictions(run, split, epoch),
-                run.work_dir / f'{split}_labels.npy')
+    loaders = {
+        split: evaluation_loader(run.cfg, split) for split in ('val', 'test')
+        if run.cfg.get(f'{split}_dataloader')
+    }
+    for epoch in _epochs(run.cfg):
+        path = str(run.work_dir / f'epoch_{epoch}.pth')
+        student = student_network(run.cfg, read_checkpoint(path), path)
+        for split, loader in loaders.items():
+            keep_predictions(student, loader, _predictions(run, split, epoch),
+                             run.work_dir / f'{split}_labels.npy')
 
 
 def _predictions(run: Training, split: str, epoch: int) -> Path:

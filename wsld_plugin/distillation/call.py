@@ -111,7 +111,10 @@ def distil(data: str | Path,
                    ('data', 'work_dir', 'launcher')})
     root = Path(data)
     out = Path(work_dir or Path('work_dirs', f'distil_{root.resolve().name}'))
-    join_processes(launcher)
+    try:
+        join_processes(launcher)
+    except ValueError as error:
+        raise DistilError(str(error)) from error
     with ExitStack() as locks:
         # Each loader collects garbage: it need not look at the packages, too.
         gc.freeze()
@@ -140,6 +143,8 @@ def _lock(out: Path, root: Path, locks: ExitStack) -> None:
     if root.resolve() in (out.resolve(), *out.resolve().parents):
         raise DistilError(f'work_dir={out} lies among the pictures of data='
                           f'{root}: choose a folder beside them')
+    if not root.is_dir():
+        return  # as read_folder says
     out.mkdir(parents=True, exist_ok=True)
     try:
         locks.enter_context(

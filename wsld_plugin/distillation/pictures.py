@@ -12,7 +12,7 @@ import pandas as pd
 from markupsafe import Markup, escape
 from torch import Tensor
 
-from ..analysis.drawing import plain, plot_runs, png, whole_epochs
+from ..analysis.drawing import plot_runs, png, whole_epochs
 from ..analysis.history import History
 
 # Longer side of a picture in pixels, and up to which it is enlarged.
@@ -85,7 +85,7 @@ def curves(histories: Mapping[str, History]) -> Markup:
         axes = figure.subplots()
         for (name, history), color in zip(histories.items(), cycle(_COLORS)):
             if curve := read(history):
-                plot_runs(axes, [curve], color, plain(name))
+                plot_runs(axes, [curve], color, name)
         axes.set_ylabel(what)
         whole_epochs(axes)
         if axes.has_data():

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.config import Config
 
 from ..datasets import PictureFolder
@@ -121,16 +120,10 @@ def teacher_config(recipe: Recipe, source: Source, phase: str,
         phase: ``'scratch'``; or ``'head'``, its last layer, for a fifth of
             ``teacher_epochs``, and then ``'all'`` of it.
         start: The checkpoint of the phase before.
-
-    Raises:
-        ValueError: If the phase is another.
     """
     head = max(1, recipe.teacher_epochs // 5)
     rest = max(1, recipe.teacher_epochs - head)
     lengths = dict(scratch=recipe.teacher_epochs, head=head, all=rest)
-    if phase not in lengths:
-        raise ValueError(f'phase must be one of {", ".join(lengths)}, got '
-                         f'{phase!r}')
     model = teacher_model(recipe, [source])
     model['data_preprocessor'] = dict(
         type='ClsDataPreprocessor',
@@ -337,7 +330,6 @@ def _data(recipe: Recipe, drop_last: bool) -> dict[str, Any]:
             # training: only a garbage collection frees that, which closes
             # their queues before they are told.
             persistent_workers=False,
-            pin_memory=torch.cuda.is_available(),
             collate_fn=dict(type='default_collate'),
             sampler=dict(type='DefaultSampler', shuffle=learns),
             dataset=dict(

@@ -8,11 +8,14 @@ from typing import Any
 
 import torch
 from mmengine.device import get_device
-from mmengine.registry import DefaultScope
-from mmengine.runner import Runner
 from torch import nn
 
-from ..analysis import logits, student_network, teacher_network
+from ..analysis import (
+    evaluation_loader,
+    logits,
+    student_network,
+    teacher_network,
+)
 from ..checkpoints import (
     OnnxError,
     export_onnx,
@@ -97,13 +100,9 @@ def _judge(recipe: Recipe, settled: Mapping[str, Any],
     *_, last = runs.values()
     # Last: its own preprocessor is not asked.
     networks['teacher'] = teacher_network(last.cfg, {}, '')
-    # Without the sampler, which would share them among all processes.
-    pictures = range(len(recipe.folder.splits['test']))
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        loader = Runner.build_dataloader(
-            dict(last.cfg.test_dataloader, sampler=pictures))
     batches = [
-        found for found, _ in logits([*networks.values()], loader)
+        found for found, _ in logits(
+            [*networks.values()], evaluation_loader(last.cfg, 'test'))
     ]
     probabilities = [torch.cat(found).softmax(1) for found in zip(*batches)]
     one = torch.zeros(1, 3, recipe.size, recipe.size, device=get_device())

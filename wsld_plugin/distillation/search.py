@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from ..analysis import read_history
 from .processes import on_first
 from .trainings import Training
 
@@ -65,7 +64,8 @@ def choose(train: Callable[[float, float], Training], tau: float | str,
             low, high = _RANGES[name]
             values[name] = _MIDDLE[name] if point is None else float(
                 f'{low * (high / low)**point[number]:.2g}')
-        accuracy = on_first(_accuracy, train(**values))  # type: ignore[call-arg]
+        run = train(**values)  # type: ignore[call-arg]
+        accuracy = on_first(lambda run=run: run.result['accuracy'])
         rows.append(dict(values, accuracy=accuracy))
     trials = pd.DataFrame(rows)
     best = trials.loc[trials.accuracy.idxmax()]
@@ -77,7 +77,3 @@ def _points(dimensions: int, seed: int) -> Any:
     from scipy.stats import qmc
     generator = np.random.default_rng(seed)
     return qmc.Halton(dimensions, seed=generator).random(TRIALS - 1)
-
-
-def _accuracy(run: Training) -> float:
-    return read_history(run.work_dir).validation('accuracy/top1')[run.epochs]

@@ -21,6 +21,7 @@ from .search import TRIALS, trial_epochs
 
 # What the machine decides, the first time.
 _OF_THE_MACHINE = ('dtype', 'workers', 'cached')
+_BY_DEFAULT = ('teacher_epochs', 'size', 'batch_size')
 _AT_LEAST = dict(epochs=1, teacher_epochs=1, size=8, batch_size=2, seed=0)
 
 
@@ -41,7 +42,7 @@ def check(asked: Mapping[str, Any]) -> dict[str, Any]:
     teachers = [teacher] if isinstance(teacher, str) else [*teacher]
     weights = asked['teacher_weights']
     for name, right, expected in (
-        *((name, asked[name] is None or
+        *((name, (asked[name] is None and name in _BY_DEFAULT) or
            (type(asked[name]) is int and asked[name] >= least),
            f'an integer of at least {least}')
           for name, least in _AT_LEAST.items()),
@@ -102,7 +103,8 @@ def settle(asked: Mapping[str, Any], folder: PictureFolder, processes: int,
         make_recipe(folder, settled, out), epochs, out)
     path = out / 'call.json'
     # With nothing learnt in it, a call may have been a mistake.
-    if path.exists() and any(out.rglob('*.pth')):
+    if path.exists() and ((out / 'metrics.json').exists()
+                          or any(out.rglob('*.pth'))):
         kept = json.loads(path.read_text())
         for name, value in settled.items():
             if name not in _OF_THE_MACHINE and kept.get(name) != value:

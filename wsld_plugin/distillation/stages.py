@@ -60,7 +60,7 @@ class Progress:
                      f'{stage}' + (f'; {left} left at this pace' if left else
                                    ''))
         run_trainings([run])
-        seconds = on_first(lambda: run.seconds)
+        seconds = on_first(lambda: run.result['seconds'])
         self.times[stage] = self.times.get(stage, 0) + seconds
         self.pace, self.left = seconds / run.epochs, self.left - run.epochs
         return run
@@ -131,8 +131,9 @@ def _plan(settled: dict[str, Any], sources: list[Source],
     """Epochs of the stages that there will be."""
     epochs = settled['epochs']
     plan = {
-        _teacher(number): settled['teacher_epochs']
-        for number, source in enumerate(sources) if _phases(source, folder)
+        f'teacher {number + 1}': max(settled['teacher_epochs'], len(phases))
+        for number, phases in enumerate(
+            _phases(source, folder) for source in sources) if phases
     }
     if searches(settled):
         plan[_SEARCH] = TRIALS * trial_epochs(epochs)
@@ -157,12 +158,8 @@ def _teach(recipe: Recipe, number: int, source: Source, out: Path,
         run = Training(
             teacher_config(recipe, source, phase, start),
             out / 'teachers' / f'{number + 1}_{phase}', out)
-        start = progress.train(_teacher(number), run).checkpoint
+        start = progress.train(f'teacher {number + 1}', run).checkpoint
     return start
-
-
-def _teacher(number: int) -> str:
-    return f'teacher {number + 1}'
 
 
 def _join(recipe: Recipe, sources: list[Source],

@@ -15,6 +15,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 from mmengine import dist
 from mmengine.config import Config
@@ -25,6 +26,7 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from .. import compat
+from ..analysis import read_history
 from ..checkpoints import write_atomically
 from ..version import __version__
 from .processes import join_processes, on_first
@@ -61,9 +63,12 @@ class Training:
         return self.work_dir / f'epoch_{self.epochs}.pth'
 
     @property
-    def seconds(self) -> float:
-        """What the epochs of a finished training took, and its start."""
-        return float((self.work_dir / 'finished').read_text())
+    def result(self) -> dict[str, float]:
+        """Of a finished training: the ``seconds`` that its epochs and its
+        start took, and the last validation's ``accuracy`` if it has one.
+        """
+        found = (self.work_dir / 'finished').read_text()
+        return dict(json.loads(found))
 
 
 def run_trainings(trainings: Sequence[Training],
@@ -117,9 +122,10 @@ def run_trainings(trainings: Sequence[Training],
             with contextlib.ExitStack() as locks:
                 latest = on_first(_begin, training, settings, locks)
                 _train(training, latest, watch)
-                on_first(_finish, training, watch.seconds, finish)
+                on_first(_finish, training, watch, finish)
+            accuracy = f'val {watch.accuracy:.1f}%, ' if watch.accuracy else ''
             console.print(
-                f'Trained  {training.work_dir}: {watch.found}'
+                f'Trained  {training.work_dir}: {accuracy}'
                 f'{training.epochs} epochs, '
                 f'{timedelta(seconds=round(watch.seconds))}')
 
@@ -129,7 +135,7 @@ class _Watch(Hook):
 
     def __init__(self, bar: Progress, task: Any) -> None:
         self.bar, self.task, self.began = bar, task, time.monotonic()
-        self.found = ''
+        self.accuracy: float | None = None
 
     @property
     def seconds(self) -> float:
@@ -146,8 +152,7 @@ class _Watch(Hook):
 
     def after_val_epoch(self, runner: Runner,
                         metrics: dict[str, float] | None = None) -> None:
-        if metrics and 'accuracy/top1' in metrics:
-            self.found = f'val {metrics["accuracy/top1"]:.1f}%, '
+        self.accuracy = (metrics or {}).get('accuracy/top1')
 
 
 def _train(training: Training, latest: str | None, watch: _Watch) -> None:
@@ -155,6 +160,10 @@ def _train(training: Training, latest: str | None, watch: _Watch) -> None:
     work_dir, cfg = training.work_dir, deepcopy(training.cfg)
     compat.prepare_amp(cfg)
     compat.prepare_distributed(cfg)
+    for split in ('train', 'val'):
+        if cfg.get(f'{split}_dataloader'):
+            cfg[f'{split}_dataloader'].setdefault(
+                'pin_memory', torch.cuda.is_available())
     cfg.work_dir = str(work_dir)
     # mmengine shares loggers and more between runs of one name and second.
     place = hashlib.sha256(str(work_dir.resolve()).encode()).hexdigest()[:8]
@@ -189,6 +198,8 @@ def _settings(training: Training) -> str:
         compat.prepare_amp(training.cfg)
     except ValueError as error:
         raise TrainingError(f'{training.work_dir}: {error}') from error
+    # How it is computed, not what; another machine's torch may lack it.
+    settings.get('optim_wrapper', {}).get('optimizer', {}).pop('fused', None)
     teacher = settings['model'].get('teacher_ckpt')
     if teacher and '://' not in str(teacher):
         if not Path(teacher).is_file():
@@ -242,11 +253,20 @@ def _begin(training: Training, settings: str,
     return str(latest) if latest.is_file() else None
 
 
-def _finish(training: Training, seconds: float,
+def _finish(training: Training, watch: _Watch,
             finish: Callable[[Training], Any] | None) -> None:
     if finish is not None:
         finish(training)
+    result = dict(seconds=watch.seconds)
+    accuracy = watch.accuracy
+    if accuracy is None:  # killed after the last validation
+        accuracy = read_history(training.work_dir).validation(
+            'accuracy/top1').get(training.epochs)
+    if accuracy is not None:
+        result['accuracy'] = accuracy
+    # Before what `finish` reads goes.
+    write_atomically(training.work_dir / 'finished',
+                     json.dumps(result).encode())
     for path in training.work_dir.glob('epoch_*.pth'):
         if path != training.checkpoint:
             path.unlink()
-    write_atomically(training.work_dir / 'finished', str(seconds).encode())

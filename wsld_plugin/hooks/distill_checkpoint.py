@@ -127,7 +127,7 @@ class DistillCheckpointHook(CheckpointHook):
         distiller = distillers(runner.model).get('teacher')
         weights = checkpoint.get('state_dict', checkpoint)
         if runner._resume or distiller is not None:
-            expect_training(checkpoint, str(runner._load_from),
+            expect_training(checkpoint, runner._load_from or runner.work_dir,
                             None if runner._resume else distiller)
         if distiller is None:
             return
@@ -151,7 +151,7 @@ class DistillCheckpointHook(CheckpointHook):
                     f'another teacher than {ours}, and is not resumed')
             runner.logger.warning(
                 '%s has another teacher, which is left there: %s teaches.',
-                runner._load_from, ours)
+                runner._load_from or runner.work_dir, ours)
         # Whoever tests needs no teacher, but mmengine would miss it.
         for key, value in distiller.teacher.state_dict().items():
             weights.setdefault(f'teacher.{key}', value)
@@ -161,13 +161,15 @@ class DistillCheckpointHook(CheckpointHook):
 
         What depends on it, as the best score or a stop, is not in the file.
         """
+        if not runner._resume:
+            return
         loop: Any = runner.train_loop
         by_epoch = isinstance(loop, EpochBasedTrainLoop)
         now, end = (runner.epoch, runner.max_epochs) if by_epoch else (
             runner.iter, runner.max_iters)
         loop._decide_current_val_interval()
-        if (not runner._resume or runner.val_loop is None
-                or self.by_epoch != by_epoch or now < max(1, loop.val_begin)
+        if (runner.val_loop is None or self.by_epoch != by_epoch
+                or now < max(1, loop.val_begin)
                 or (now % loop.val_interval and now != end)):
             return
         name = self.filename_tmpl.format(now)
@@ -234,7 +236,10 @@ class DistillCheckpointHook(CheckpointHook):
                               metrics: dict[str, float]) -> None:
         """As mmengine's, with the student."""
         before = self._best()
+        # The last best, until the new one's student is there, too.
+        self.file_backend.holds = True
         super()._save_best_checkpoint(runner, metrics)
+        self.file_backend.holds = False
         if is_main_process():
             for path in self._best() - before:
                 self._write_student(path)
@@ -264,6 +269,7 @@ class _Backend:
     def __init__(self, backend: Any) -> None:
         self._backend = backend
         self._outdated: list[str] = []
+        self.holds = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
@@ -272,11 +278,13 @@ class _Backend:
         self._outdated.append(checkpoint)
 
     def remove_now(self) -> None:
-        while self._outdated:
+        while self._outdated and not self.holds:
             checkpoint = self._outdated.pop()
             for path in (checkpoint, _student_path(checkpoint)):
                 if self._backend.isfile(path):
                     self._backend.remove(path)
+                elif self._backend.isdir(path):  # DeepSpeed's
+                    self._backend.rmtree(path)
 
 
 def _student_path(checkpoint: str) -> str:

@@ -26,13 +26,10 @@ class FrozenTeacherHook(Hook):
     """
 
     def before_train(self, runner: Runner) -> None:
-        """Find the frozen teachers and their modules."""
-        self._frozen: list[tuple[nn.Module, list[nn.Module]]] = [
-            (distiller.teacher, [
-                module for module in distiller.teacher.modules()
-                if not isinstance(module, (_BatchNorm, _InstanceNorm))
-            ]) for distiller in distillers(runner.model).values()
-            if not distiller.teacher_trainable
+        """Find the frozen teachers."""
+        self._frozen: list[nn.Module] = [
+            distiller.teacher for distiller in distillers(
+                runner.model).values() if not distiller.teacher_trainable
         ]
 
     def before_train_iter(self,
@@ -40,8 +37,8 @@ class FrozenTeacherHook(Hook):
                           batch_idx: int,
                           data_batch: Any = None) -> None:
         """Undo what the loop's ``model.train()`` did to the teachers."""
-        for teacher, modules in self._frozen:
-            if teacher.training:
-                # Not `eval()`: it would reach the normalisation inside.
-                for module in modules:
-                    module.training = False
+        for teacher in self._frozen:
+            # Not `eval()`: it would reach the normalisation inside.
+            for part in teacher.modules() if teacher.training else ():
+                if not isinstance(part, (_BatchNorm, _InstanceNorm)):
+                    part.training = False

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
 
 from mmengine.config import Config
-from mmengine.utils import import_modules_from_strings
 
 from ..checkpoints import (
     CheckpointError,
@@ -96,7 +95,12 @@ def find_network(spec: str, role: str = 'teacher') -> Source:
     weights = None if weights == 'none' else weights
     library, _, path = name.partition(':')
     if path and library in _LIBRARIES:
-        return _LIBRARIES[library](path, weights)
+        try:
+            return _LIBRARIES[library](path, weights)
+        except ModuleNotFoundError as error:
+            raise NetworkError(
+                f"{spec}: {error}; the extra 'distil' has timm and "
+                'transformers') from error
     if Path(name).suffix == '.py':
         try:
             config = load_config(name)
@@ -233,9 +237,11 @@ def _of_run(path: Path, weights: Optional[str]) -> Source:
     meta = student['meta']
     if not meta['cfg']:
         raise NetworkError(f'{file} holds no config: write CONFIG.py@{file}')
-    config = Config.fromstring(meta['cfg'], '.py')
-    if 'custom_imports' in config:
-        import_modules_from_strings(**config.custom_imports)
+    try:
+        config = Config.fromstring(meta['cfg'], '.py')
+    except ImportError as error:
+        raise NetworkError(f'{file} needs a module of its own: '
+                           f'{" ".join(str(error).split())}') from error
     found = _of_config(config, str(file),
                        str(file) if weights == 'pretrained' else weights)
     classes = meta.get('dataset_meta', {}).get('classes')
