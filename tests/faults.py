@@ -4,8 +4,9 @@ Run by hand; docs/reliability.md has what it showed::
 
     python tests/faults.py fuzz --count 10000
     python tests/faults.py call --times 25
-    python tests/faults.py disk --times 10
-    python tests/faults.py twice --times 10
+    python tests/faults.py call --times 12 --clock
+    python tests/faults.py disk --times 20
+    python tests/faults.py twice --times 6
     python tests/faults.py workers --times 6 --processes 2
 """
 from __future__ import annotations

@@ -111,6 +111,25 @@ def test_arrows_have_no_cycle() -> None:
     assert below == {}
 
 
+@pytest.mark.parametrize(
+    'path',
+    modules() + modules(ROOT / 'tools'),
+    ids=lambda path: str(path.relative_to(ROOT)))
+def test_source_has_no_bad_habits(path: Path) -> None:
+    bad = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Assert):
+            bad.append((node.lineno, 'assert, which -O removes'))
+        elif isinstance(node, ast.ImportFrom):
+            bad += [(node.lineno, 'import *') for alias in node.names
+                    if alias.name == '*']
+        elif isinstance(node, ast.ExceptHandler):
+            kind = ast.unparse(node.type) if node.type else ''
+            if kind in ('', 'Exception', 'BaseException'):
+                bad.append((node.lineno, f'except {kind}'))
+    assert bad == []
+
+
 def test_tools_and_tests_are_not_imported() -> None:
     outside = re.compile(r'(tools|configs|tests)(\.|$)')
     assert {(path.name, name)

@@ -123,7 +123,8 @@ def run_trainings(trainings: Sequence[Training],
                 latest = on_first(_begin, training, settings, locks)
                 _train(training, latest, watch)
                 on_first(_finish, training, watch, finish)
-            accuracy = f'val {watch.accuracy:.1f}%, ' if watch.accuracy else ''
+            accuracy = ('' if watch.accuracy is None else
+                        f'val {watch.accuracy:.1f}%, ')
             console.print(
                 f'Trained  {training.work_dir}: {accuracy}'
                 f'{training.epochs} epochs, '
