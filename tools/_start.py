@@ -29,6 +29,8 @@ def start(main: Callable[[], None]) -> None:
     try:
         main()
     except KeyboardInterrupt:
+        # A loader that was about to start its workers ends by an error.
+        sys.unraisablehook = lambda dropped: None
         print(
             f'{os.path.basename(sys.argv[0])}: interrupted', file=sys.stderr)
         sys.exit(130)

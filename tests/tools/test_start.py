@@ -105,3 +105,29 @@ def test_an_interrupt_is_heard_that_comes_in_a_fork(name: str) -> None:
                              signal.SIGINT, signal.SIG_IGN))
     assert (run.returncode, run.stdout, run.stderr) == (
         130, 'forked\n', '-c: interrupted\n')
+
+
+# The workers are started, and the loader that started them is not whole.
+LOADING = '''
+import sys
+sys.path.insert(0, sys.argv[1])
+from _start import start
+
+def main():
+    from torch.utils.data import dataloader
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    dataloader._MultiProcessingDataLoaderIter._reset = interrupted
+    iter(dataloader.DataLoader(range(4), num_workers=2))
+
+start(main)
+'''
+
+
+def test_an_interrupt_is_one_line_where_a_loader_starts() -> None:
+    run = subprocess.run([sys.executable, '-c', LOADING, str(TOOLS)],
+                         capture_output=True,
+                         text=True)
+    assert (run.returncode, run.stderr) == (130, '-c: interrupted\n')
