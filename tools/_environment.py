@@ -22,16 +22,10 @@ _MARK = 'wsld_plugin.txt'
 def enter(script: str, env: Path = ROOT / '.venv') -> None:
     """Go on in the environment, which is made first if need be.
 
-    Returns where the interpreter already is the environment's; otherwise
-    the process is replaced by one that runs ``script`` with the
-    same arguments there.
-
-    Args:
-        script: File to run, usually the caller's ``__file__``.
-        env: Folder of the environment.
-
-    Raises:
-        SystemExit: With one line, if the environment cannot be made.
+    Returns where the interpreter already is the environment's; otherwise the
+    process is replaced by one that runs ``script``, usually the caller's
+    ``__file__``, with the same arguments there. One line and SystemExit if
+    the environment cannot be made.
     """
     if not (ROOT / 'setup.py').is_file():
         _fail('needs a checkout of the repository, its tests and its '
@@ -57,16 +51,9 @@ def prepare(env: Path) -> Path:
     is its own, updated in place; meanwhile nobody else is at it, and nothing
     that this function made it for is running in it.
 
-    Args:
-        env: Folder of the environment.
-
-    Returns:
-        The environment's interpreter.
-
-    Raises:
-        SystemExit: With one line, if Python is too old or too new, if the
-            folder holds something that this function did not make, or if a
-            step of the installation fails.
+    Returns the environment's interpreter; one line and SystemExit if Python
+    is too old or too new, if the folder holds something that this function
+    did not make, or if a step of the installation fails.
     """
     python, mark = env / 'bin' / 'python', env / _MARK
     wanted = _requirements_digest()

@@ -10,8 +10,8 @@ import argparse
 from _start import add_run_arguments, start
 
 
-def parse_args() -> argparse.Namespace:
-    """Parse the command line."""
+def main() -> None:
+    """Make or finish the cache, and print its folder as the last line."""
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add('config', help='config file')
@@ -24,12 +24,6 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.verify is not None and args.verify < 1:
         parser.error(f'--verify must be at least 1, got {args.verify}')
-    return args
-
-
-def main() -> None:
-    """Make or finish the cache, and print its folder as the last line."""
-    args = parse_args()
     from mmengine.dist import is_main_process
 
     from wsld_plugin import command_line

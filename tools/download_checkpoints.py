@@ -7,8 +7,8 @@ import sys
 from _start import start
 
 
-def parse_args() -> argparse.Namespace:
-    """Parse the command line."""
+def main() -> None:
+    """Download, and print the paths of the files."""
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add('checkpoint', nargs='+',
@@ -22,12 +22,7 @@ def parse_args() -> argparse.Namespace:
         help='URL that stands in for the scheme and host of the files')
     add('--offline', action='store_true',
         help='download nothing, say which file goes where')
-    return parser.parse_args()
-
-
-def main() -> None:
-    """Download, and print the paths of the files."""
-    args = parse_args()
+    args = parser.parse_args()
     from wsld_plugin.checkpoints import CheckpointError, download_checkpoint
     from wsld_plugin.command_line import one_line_errors
     failed = False

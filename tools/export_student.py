@@ -6,8 +6,8 @@ import argparse
 from _start import start
 
 
-def parse_args() -> argparse.Namespace:
-    """Parse the command line."""
+def main() -> None:
+    """Export, and print the path of the file as the last line."""
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add('checkpoint', help='of a distiller or of a classifier')
@@ -25,12 +25,6 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if not args.onnx and (args.with_preprocessing or args.config):
         parser.error('--with-preprocessing and --config need --onnx')
-    return args
-
-
-def main() -> None:
-    """Export, and print the path of the file as the last line."""
-    args = parse_args()
     from wsld_plugin.checkpoints import export_onnx, export_student
     from wsld_plugin.command_line import one_line_errors
     with one_line_errors():

@@ -6,8 +6,8 @@ import argparse
 from _start import add_config_options, start
 
 
-def parse_args() -> argparse.Namespace:
-    """Parse the command line."""
+def main() -> None:
+    """List."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='of a distillation or of one network')
     parser.add_argument(
@@ -17,12 +17,7 @@ def parse_args() -> argparse.Namespace:
         '--shape', type=int, nargs=2, metavar=('HEIGHT', 'WIDTH'),
         help='of the picture (default: what the pipeline ends with)')
     add_config_options(parser)
-    return parser.parse_args()
-
-
-def main() -> None:
-    """List."""
-    args = parse_args()
+    args = parser.parse_args()
     from mmengine.logging import MMLogger
 
     from wsld_plugin import analysis

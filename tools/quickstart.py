@@ -20,8 +20,8 @@ from _start import start
 MOST_THREADS = 8
 
 
-def parse_args() -> argparse.Namespace:
-    """Parse the command line."""
+def main() -> None:
+    """Enter the environment, distil and print."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -32,12 +32,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--epochs', type=int, default=12, metavar='N',
         help='of each training (default: 12)')
-    return parser.parse_args()
-
-
-def main() -> None:
-    """Enter the environment, distil and print."""
-    args = parse_args()
+    args = parser.parse_args()
     _environment.enter(__file__)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     import torch

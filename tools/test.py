@@ -84,7 +84,7 @@ def main() -> None:
             line = json.dumps(metrics, default=lambda number: number.tolist())
             if args.out_item == 'metrics':
                 # Complete or not at all: others take it for the result.
-                write_atomically(Path(args.out), line.encode())
+                write_atomically(Path(args.out), line)
             print(line)
     command_line.leave_group()
 

@@ -21,26 +21,13 @@ from mmengine.runner import Runner, find_latest_checkpoint
 
 from . import compat
 from .caching import TeacherCacheError
-from .checkpoints import (
-    CheckpointError,
-    load_weights,
-    read_checkpoint,
-    student_model,
-    student_weights,
-)
+from .checkpoints.loading import CheckpointError, load_weights, read_checkpoint
+from .checkpoints.student import student_model, student_weights
 from .config import ConfigError, load_config, unbuildable
 
 
 def fail(message: object, code: int = 2) -> NoReturn:
-    """Leave with one line on stderr.
-
-    Args:
-        message: What is wrong, and what would be right.
-        code: Exit code; 2 is a user's mistake.
-
-    Raises:
-        SystemExit: Always.
-    """
+    """Leave with one line on stderr; exit code 2 is a user's mistake."""
     line = ' '.join(str(message).split())
     print(f'{Path(sys.argv[0]).name}: {line}', file=sys.stderr)
     raise SystemExit(code)
@@ -50,12 +37,9 @@ def fail(message: object, code: int = 2) -> NoReturn:
 def one_line_errors(*more: type[Exception]) -> Iterator[None]:
     """Turn a user's mistakes into one line and exit code 2, not a trace.
 
-    Ctrl-C is one line, too, and exit code 130. What others are known to chat
-    about is silenced.
-
-    Args:
-        more: Errors that are a user's mistakes besides wrong configs and
-            checkpoints, and files that cannot be read or written.
+    Mistakes are wrong configs and checkpoints, files that cannot be read or
+    written, and ``more``. Ctrl-C is one line, too, and exit code 130. What
+    others are known to chat about is silenced.
     """
     compat.quiet()
     mistakes: tuple[type[Exception], ...] = (ConfigError, CheckpointError,
@@ -92,8 +76,7 @@ def read_run_config(args: argparse.Namespace,
         split: ``'train'`` or ``'test'``: what the run is over.
 
     Returns:
-        The config, with ``work_dir``, ``launcher``, and what dataloaders
-        leave open as mmpretrain fills it in.
+        The config, with what dataloaders leave open as mmpretrain fills it.
 
     Raises:
         ConfigError: As :func:`wsld_plugin.config.load_config`, and if there
@@ -146,11 +129,7 @@ def _is_classification(cfg: Config) -> bool:
 def use_mixed_precision(cfg: Config) -> None:
     """Train in float16 on a GPU, in bfloat16 on the CPU.
 
-    Args:
-        cfg: Its ``optim_wrapper`` is changed in place.
-
-    Raises:
-        ConfigError: If that is another one than mmengine's.
+    A ConfigError if ``optim_wrapper`` is another one than mmengine's.
     """
     wrapper = cfg.get('optim_wrapper')
     kind = wrapper.get('type', 'OptimWrapper') if wrapper else None
@@ -166,11 +145,7 @@ def use_mixed_precision(cfg: Config) -> None:
 def use_test_time_augmentation(cfg: Config) -> None:
     """Test with the config's augmentations, by default with flips.
 
-    Args:
-        cfg: Its ``model`` and ``test_dataloader`` are changed in place.
-
-    Raises:
-        ConfigError: If it does not say how to average, or what to augment.
+    A ConfigError if it does not say how to average, or what to augment.
     """
     if 'tta_model' not in cfg and not _is_classification(cfg):
         raise ConfigError('--tta needs tta_model in the config')
@@ -195,15 +170,8 @@ def show_pictures(cfg: Config, *, show: bool, folder: str | None,
                   wait_time: float, interval: int) -> None:
     """Have the config's visualization hook draw the test's pictures.
 
-    Args:
-        cfg: Its ``default_hooks`` and ``visualizer`` are changed in place.
-        show: Whether each opens in a window.
-        folder: Where they go.
-        wait_time: Of a window, in seconds.
-        interval: Of the pictures that are drawn.
-
-    Raises:
-        ConfigError: If there is no such hook.
+    Every ``interval``-th goes to ``folder``, or is shown in a window for
+    ``wait_time`` seconds. A ConfigError if there is no such hook.
     """
     hook = cfg.get('default_hooks', {}).get('visualization')
     if not hook:
@@ -228,11 +196,7 @@ def show_pictures(cfg: Config, *, show: bool, folder: str | None,
 def prepare_devices(cfg: Config) -> None:
     """Ready the finished config for GPUs, or for the CPU where none is.
 
-    Args:
-        cfg: Changed in place.
-
-    Raises:
-        ConfigError: If the config asks for what is not there.
+    A ConfigError if it asks for what is not there.
     """
     try:
         compat.prepare_amp(cfg)
@@ -243,9 +207,6 @@ def prepare_devices(cfg: Config) -> None:
 
 def build_runner(cfg: Config) -> Runner:
     """Build the runner of a finished config.
-
-    Args:
-        cfg: Changed in place, for the devices.
 
     Raises:
         ConfigError: As :func:`prepare_devices`.
@@ -264,15 +225,12 @@ def build_runner(cfg: Config) -> Runner:
 def evaluate_student(cfg: Config,
                      checkpoint: str,
                      predictions: str | None = None) -> dict[str, Any]:
-    """Test a student: alone, or taken out of a distiller's checkpoint.
+    """Metrics of a student: alone, or taken out of a distiller's checkpoint.
 
     Args:
         cfg: Finished config whose ``model`` is the student.
         checkpoint: Path or URL of its weights, or of a distiller's.
         predictions: File for them, if they are wanted.
-
-    Returns:
-        The metrics of ``test_evaluator``.
 
     Raises:
         ConfigError: As :func:`prepare_devices`.

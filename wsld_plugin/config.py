@@ -220,15 +220,10 @@ def _refuse_other_types(cfg: Config, path: str) -> None:
 
 
 def unbuildable(error: BaseException) -> str | None:
-    """What of a config cannot be built, and why.
+    """One line about what of a config cannot be built, and why.
 
-    Args:
-        error: As it was caught, with its traceback.
-
-    Returns:
-        One line, with the type that was to be built. None if no registry or
-        runner was building, or a loop was running: then it is not the config
-        that is to blame.
+    None if, by the error's traceback, no registry or runner was building, or
+    a loop was running: then it is not the config that is to blame.
     """
     from mmengine.runner import BaseLoop, Runner
     what = None

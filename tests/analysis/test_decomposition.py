@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from wsld_plugin.analysis.bias_variance import (
+from wsld_plugin.distillation.bias_variance import (
     PARTS,
     decompose,
     decomposition_table,

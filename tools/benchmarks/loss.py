@@ -12,15 +12,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import measuring
 import torch
-from measuring import (
-    Step,
-    conditions,
-    interleave,
-    parser,
-    peak_memory,
-    report,
-)
 from mmengine.registry import MODELS
 
 import wsld_plugin
@@ -30,7 +23,7 @@ SHAPES = [(256, 1000), (2048, 32000), (2, 19, 512, 1024), (64, 100)]
 
 
 def make_steps(shape: tuple[int, ...],
-               args: argparse.Namespace) -> dict[str, Step]:
+               args: argparse.Namespace) -> dict[str, measuring.Step]:
     """One forward and backward pass of each loss on equal logits."""
     generator = torch.Generator().manual_seed(0)
     student, teacher = ((3 * torch.randn(shape, generator=generator)).to(
@@ -47,27 +40,25 @@ def make_steps(shape: tuple[int, ...],
     def rows(logits: torch.Tensor) -> torch.Tensor:
         return logits.movedim(1, -1).reshape(-1, shape[1])
 
-    def their_step() -> None:
-        theirs(rows(student), rows(teacher), labels.flatten()).backward()
+    def step(loss: Callable[..., torch.Tensor], *given: torch.Tensor) -> None:
+        loss(student, teacher, *given).backward()
         student.grad = None
 
-    def our_step(loss: Callable[..., torch.Tensor] = ours) -> None:
-        loss(student, teacher, labels).backward()
-        student.grad = None
+    def theirs_by_rows(*tensors: torch.Tensor) -> torch.Tensor:
+        student, teacher, labels = tensors
+        return theirs(rows(student), rows(teacher), labels.flatten())
 
-    def unlabelled_step(loss: Callable[..., torch.Tensor]) -> None:
-        loss(student, teacher).backward()
-        student.grad = None
-
-    steps: dict[str, Step] = {'mmrazor': their_step, 'wsld_plugin': our_step}
+    steps: dict[str, measuring.Step] = {
+        'mmrazor': partial(step, theirs_by_rows, labels),
+        'wsld_plugin': partial(step, ours, labels)}
     # What people distil with that looks at no label.
     for name in ['KLDivergence'] + ['ChannelWiseDivergence'] * (
             len(shape) > 2):
         loss = MODELS.build(dict(
             type=f'mmrazor.{name}', tau=TAU, loss_weight=2.5))
-        steps[name] = partial(unlabelled_step, loss)
+        steps[name] = partial(step, loss)
     if args.compile:
-        steps['compiled'] = partial(our_step, torch.compile(ours))
+        steps['compiled'] = partial(step, torch.compile(ours), labels)
     # Without a graph: the traffic alone.
     steps['floor'] = partial(torch.add, student.data, teacher, out=written)
     return steps
@@ -80,25 +71,23 @@ def measure(shape: tuple[int, ...],
     # Small shapes are over in a millisecond; more of them fit the time.
     numbers = torch.Size(shape).numel()
     repeats = max(args.repeats, 10**8 // numbers)
-    times = interleave(steps, repeats, args.device, warm_up=2)
+    times = measuring.interleave(steps, repeats, args.device, warm_up=2)
     size = torch.finfo(getattr(torch, args.dtype)).bits // 8 * numbers
     return [{
-        'shape': 'x'.join(map(str, shape)),
-        'loss': name,
-        'tau': TAU,
+        'shape': 'x'.join(map(str, shape)), 'loss': name, 'tau': TAU,
         'dtype': args.dtype,
         'milliseconds': f'{1e3 * times[name].median:.3g}',
         'spread': f'{1e3 * times[name].spread:.2g}',
         'speedup': f'{times["mmrazor"].median / times[name].median:.2f}',
-        'tensors_above_inputs': f'{peak_memory(step, args.device) / size:.2f}',
-        'repeats': repeats,
-        **conditions(args.device)
+        'tensors_above_inputs':
+        f'{measuring.peak_memory(step, args.device) / size:.2f}',
+        'repeats': repeats, **measuring.conditions(args.device)
     } for name, step in steps.items()]
 
 
 def main() -> None:
     """Measure and print a table."""
-    take = parser(__doc__, repeats=11)
+    take = measuring.parser(__doc__, repeats=11)
     take.add_argument(
         '--dtype', default='float32',
         choices=('float32', 'float16', 'bfloat16', 'float64'))
@@ -108,8 +97,9 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     wsld_plugin.compat.quiet()
     rows = [row for shape in SHAPES for row in measure(shape, args)]
-    report(rows, ['shape', 'loss', 'dtype', 'milliseconds', 'spread',
-                  'speedup', 'tensors_above_inputs'], args.csv)
+    measuring.report(rows, [
+        'shape', 'loss', 'dtype', 'milliseconds', 'spread', 'speedup',
+        'tensors_above_inputs'], args.csv)
 
 
 if __name__ == '__main__':

@@ -175,17 +175,13 @@ def measure(pair: str, variants: list[str], repeats: int,
     times = {name: summary(seconds) for name, seconds in runs.items()}
     _, size, batch = PAIRS[pair]
     return [{
-        'pair': pair,
-        'variant': name,
-        'pixels': size,
-        'batch': batch,
+        'pair': pair, 'variant': name, 'pixels': size, 'batch': batch,
         'classes': configs['stock'].model.teacher.head.num_classes,
         'milliseconds': f'{1e3 * median:.4g}',
         'spread': f'{1e3 * spread:.2g}',
         'images_per_second': f'{batch / median:.4g}',
         'speedup': f'{times["stock"].median / median:.3f}',
-        'first_loss': f'{loss[name]:.8g}',
-        'repeats': repeats,
+        'first_loss': f'{loss[name]:.8g}', 'repeats': repeats,
         **conditions(device),
     } for name, (median, spread) in times.items()]
 

@@ -14,14 +14,7 @@ if TYPE_CHECKING:
 
 def plot_runs(axes: Axes, curves: Sequence[Mapping[int, float]], color: str,
               label: str) -> None:
-    """Draw the curves of several runs thin and their mean thick.
-
-    Args:
-        axes: Where to.
-        curves: Value by epoch, of each run.
-        color: As matplotlib names it.
-        label: For the legend.
-    """
+    """Draw values by epoch of several runs thin and their mean thick."""
     for curve in curves:
         epochs = sorted(curve)
         axes.plot(epochs, [curve[epoch] for epoch in epochs], color=color,

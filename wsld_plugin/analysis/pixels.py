@@ -26,15 +26,10 @@ def is_dense(network: Any) -> bool:
 
 def grid_pixels(networks: Sequence[Any], outputs: Sequence[Tensor],
                 data_samples: Sequence[Any]) -> tuple[list[Tensor], Tensor]:
-    """Logits and labels at the same even grid over each picture.
+    """Logits and labels at the same even grid over each of N pictures.
 
-    Args:
-        networks: Of mmseg.
-        outputs: Logits ``(N, C, h, w)`` of each.
-        data_samples: N, each with ``gt_sem_seg``.
-
-    Returns:
-        Logits ``(N * GRID**2, C)`` of each and labels, picture by picture.
+    From logits ``(N, C, h, w)`` of networks of mmseg and samples with
+    ``gt_sem_seg``; each ``(N * GRID**2, C)``, picture by picture.
     """
     rows: list[list[Tensor]] = [[] for _ in (*networks, None)]
     for index, sample in enumerate(data_samples):

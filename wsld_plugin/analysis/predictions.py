@@ -13,13 +13,8 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..checkpoints import (
-    load_strictly,
-    load_weights,
-    student_model,
-    student_weights,
-)
-from ..checkpoints.loading import strip_prefix
+from ..checkpoints.loading import load_strictly, load_weights, strip_prefix
+from ..checkpoints.student import student_model, student_weights
 from .errors import AnalysisError
 from .pixels import grid_pixels, is_dense
 

@@ -12,19 +12,11 @@ from rich.progress import track
 from torch import Tensor
 
 from ..checkpoints import read_checkpoint
-from ..functional import (
-    log_cross_entropy,
-    regularization_samples,
-    wsld_weight,
-)
+from ..functional.regularization import regularization_samples
+from ..functional.weight import log_cross_entropy, wsld_weight
+from . import predictions
 from .errors import AnalysisError
 from .pixels import GRID, draw_maps, is_dense
-from .predictions import (
-    evaluation_loader,
-    logits,
-    student_network,
-    teacher_network,
-)
 from .report import html_page
 from .sample_drawings import draw_samples
 from .tables import write_results
@@ -90,7 +82,7 @@ def regularization_report(config: Config,
         CheckpointMismatchError: If a checkpoint's weights do not fit.
     """
     settings = loss_settings(config)
-    loader = evaluation_loader(config, split)
+    loader = predictions.evaluation_loader(config, split)
     names, networks = _networks(config, [*map(str, checkpoints)])
     samples = _inspect(names, networks, loader, settings)
     if samples.empty:
@@ -220,12 +212,12 @@ def _networks(config: Config,
     names = [Path(path).stem for path in loaded]
     if len({*names}) < len(names):
         names = [*loaded]
-    networks = [
-        student_network(config, checkpoint, path)
-        for path, checkpoint in loaded.items()
-    ]
     first = checkpoints[0]
-    return names, [*networks, teacher_network(config, loaded[first], first)]
+    return names, [
+        *(predictions.student_network(config, checkpoint, path)
+          for path, checkpoint in loaded.items()),
+        predictions.teacher_network(config, loaded[first], first)
+    ]
 
 
 def _inspect(names: Sequence[str], networks: Sequence[Any], loader: Any,
@@ -236,7 +228,7 @@ def _inspect(names: Sequence[str], networks: Sequence[Any], loader: Any,
     first = 0
     batches = track(
         loader, 'Samples', transient=True, disable=not sys.stdout.isatty())
-    for (*students, teacher), labels in logits(networks, batches):
+    for (*students, teacher), labels in predictions.logits(networks, batches):
         for name, student in zip(names, students):
             found = inspect_batch(student, teacher, labels, settings, classes,
                                   first)

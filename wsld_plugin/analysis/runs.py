@@ -140,11 +140,7 @@ def report_experiments(runs: Sequence[tuple[str, int, Path, Path]],
 
 
 def paired_difference(values: pd.Series, others: pd.Series) -> dict[str, Any]:
-    """Compare two settings seed by seed.
-
-    Args:
-        values: Of one setting, indexed by seed.
-        others: Of the one that it is compared with.
+    """Compare two settings, both indexed by seed, seed by seed.
 
     Returns:
         ``mean``, sample deviation ``std`` and number ``n`` of differences

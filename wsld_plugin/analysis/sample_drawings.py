@@ -17,10 +17,8 @@ _LINE = 32
 def draw_samples(samples: pd.DataFrame, dataset: Any, to_rgb: bool) -> bytes:
     """Draw pictures with what both networks say about them, as PNG.
 
-    Args:
-        samples: Rows of :func:`wsld_plugin.analysis.inspect_batch`.
-        dataset: Has their pictures at ``sample``.
-        to_rgb: Whether the channels are blue, green, red.
+    ``samples`` are rows of :func:`wsld_plugin.analysis.inspect_batch`, whose
+    pictures the data set has; ``to_rgb`` if they are blue, green, red.
     """
     from matplotlib.figure import Figure
     lines = max(1, -(-len(samples) // 6))

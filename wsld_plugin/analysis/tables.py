@@ -19,16 +19,14 @@ def readable(value: Any) -> str:
     return f'{value:.4g}' if isinstance(value, float) else str(value)
 
 
-def markdown_table(table: Any) -> str:
-    """A table, or what makes one, in Markdown; floats with four digits.
+def markdown_table(table: pd.DataFrame) -> str:
+    """A table in Markdown; floats with four digits.
 
-    Example:
-        >>> print(markdown_table(pd.DataFrame({'a': [1.23456]})), end='')
-        | a |
-        | --- |
-        | 1.235 |
+    >>> print(markdown_table(pd.DataFrame({'a': [1.23456]})), end='')
+    | a |
+    | --- |
+    | 1.235 |
     """
-    table = pd.DataFrame(table)
     lines = [[*table.columns], ['---'] * table.shape[1],
              *table.itertuples(index=False, name=None)]
     return ''.join('| ' + ' | '.join(
@@ -60,6 +58,4 @@ def write_results(results: Mapping[Path, Any]) -> None:
             result = (
                 markdown_table(result) if path.suffix == '.md' else
                 result.to_csv(index=False))
-        write_atomically(
-            path,
-            result.encode() if isinstance(result, str) else result)
+        write_atomically(path, result)

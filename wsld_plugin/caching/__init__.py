@@ -4,9 +4,6 @@ from .cached_teacher import CachedTeacher
 from .storage import TeacherCache, TeacherCacheError
 
 __all__ = [
-    'CachedTeacher',
-    'TeacherCache',
-    'TeacherCacheError',
-    'build_cache',
-    'verify_cache',
+    'CachedTeacher', 'TeacherCache', 'TeacherCacheError', 'build_cache',
+    'verify_cache'
 ]

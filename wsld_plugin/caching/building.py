@@ -20,15 +20,10 @@ from torch import Tensor, nn
 
 from ..checkpoints import load_strictly
 from ..datasets import SeededViews
+from . import storage
 from .cached_teacher import CachedTeacher, expect_lasting_answers
 from .record import compare, encode, input_probe
-from .storage import (
-    TeacherCache,
-    TeacherCacheError,
-    locked,
-    make_manifest,
-    prepare_cache,
-)
+from .storage import TeacherCache, TeacherCacheError
 
 
 def build_cache(cfg: Config, top_k: Optional[int] = None) -> TeacherCache:
@@ -56,8 +51,9 @@ def build_cache(cfg: Config, top_k: Optional[int] = None) -> TeacherCache:
     online = _Online(cfg)
     folder, manifest = online.cached.folder, online.manifest(top_k)
     first = dist.is_main_process()
-    with locked(folder) if first else nullcontext():
-        found: list[Any] = [prepare_cache(folder, manifest) if first else None]
+    with storage.locked(folder) if first else nullcontext():
+        found: list[Any] = [
+            storage.prepare_cache(folder, manifest) if first else None]
         dist.broadcast_object_list(found)
         cache, missing = TeacherCache(folder, manifest), found[0]
         # Neighbours stay together: processes on several machines then write
@@ -74,7 +70,7 @@ def build_cache(cfg: Config, top_k: Optional[int] = None) -> TeacherCache:
                 **{name: value.cpu().numpy()
                    for name, value in fields.items()})
         dist.barrier()
-        if first and len(prepare_cache(folder, manifest)):
+        if first and len(storage.prepare_cache(folder, manifest)):
             raise TeacherCacheError(
                 f'the teacher cache {folder} lost rows: make it again')
         dist.barrier()
@@ -152,7 +148,7 @@ class _Online:
         preprocessor = model.get(
             'data_preprocessor', model.architecture.get('data_preprocessor'))
         one = self.answers(np.arange(min(1, len(views))))
-        return make_manifest(
+        return storage.make_manifest(
             max((logits.shape[1] for _, _, logits in one), default=2),
             top_k,
             **self.cached.identity(),

@@ -14,14 +14,12 @@ import os
 import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
-from filelock import FileLock, Timeout
 
-from ..checkpoints import write_atomically
+from .. import checkpoints
 from .record import row_dtype
 
 MANIFEST, ROWS = 'manifest.json', 'rows.bin'
@@ -198,21 +196,14 @@ def prepare_cache(folder: Path, manifest: Mapping[str, Any]) -> np.ndarray:
     missing = TeacherCache(folder, manifest).missing()
     text = json.dumps(
         dict(manifest, complete=not len(missing)), indent=2, sort_keys=True)
-    write_atomically(folder / MANIFEST, f'{text}\n'.encode())
+    checkpoints.write_atomically(folder / MANIFEST, f'{text}\n')
     return missing
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Any:
     """Keep other builders out of a folder, which is made if missing."""
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / 'lock', timeout=0):
-            yield
-    except Timeout as error:
-        raise TeacherCacheError(
-            f'another process is making the teacher cache {folder}'
-        ) from error
+    return checkpoints.locked(folder / 'lock', TeacherCacheError(
+        f'another process is making the teacher cache {folder}'))
 
 
 def _leaves(fields: Mapping[str, Any],

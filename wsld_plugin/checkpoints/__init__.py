@@ -1,7 +1,10 @@
 """Files and URLs: download, extract, load, convert."""
-from .atomic import AtomicBackend, remove_parts, write_atomically
-from .conversion import mmpretrain_names
-from .download import DownloadError, download_checkpoint
+from .atomic import AtomicBackend, locked, remove_parts, write_atomically
+from .download import (
+    DownloadError,
+    checkpoint_url,
+    download_checkpoint,
+)
 from .loading import (
     CheckpointError,
     CheckpointMismatchError,
@@ -9,6 +12,7 @@ from .loading import (
     expect_training,
     load_strictly,
     load_weights,
+    mmpretrain_names,
     read_checkpoint,
 )
 from .onnx_file import OnnxError, OnnxStudent, export_onnx
@@ -26,7 +30,6 @@ from .teacher import (
     load_teacher,
     weights_sha256,
 )
-from .zoo import checkpoint_url
 
 __all__ = [
     'AtomicBackend', 'CheckpointError', 'CheckpointMismatchError',
@@ -34,7 +37,7 @@ __all__ = [
     'MissingCheckpointError', 'OnnxError', 'OnnxStudent', 'checkpoint_url',
     'download_checkpoint', 'expect_training', 'export_onnx', 'export_student',
     'has_weights', 'keep_teacher', 'load_strictly', 'load_teacher',
-    'load_weights', 'mmpretrain_names', 'read_checkpoint', 'remove_parts',
-    'student_checkpoint', 'student_model', 'student_weights', 'weights_sha256',
-    'write_atomically'
+    'load_weights', 'locked', 'mmpretrain_names', 'read_checkpoint',
+    'remove_parts', 'student_checkpoint', 'student_model', 'student_weights',
+    'weights_sha256', 'write_atomically'
 ]

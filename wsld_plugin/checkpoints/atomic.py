@@ -1,13 +1,32 @@
-"""Write files that are never seen half written."""
+"""Write files that are never seen half written, and by one at a time."""
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
+from filelock import FileLock, Timeout
 from mmengine.fileio import LocalBackend, register_backend
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def locked(path: Path, refusal: Exception) -> Any:
+    """Keep other processes out, until the context that this returns ends.
+
+    Args:
+        path: Of the lock, whose folder is made if it is missing.
+        refusal: Raised if another process has the lock.
+
+    Raises:
+        OSError: If the folder cannot be written to.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        return FileLock(str(path)).acquire(timeout=0)
+    except Timeout as error:
+        raise refusal from error
+
+
+def write_atomically(path: Path, data: bytes | str) -> None:
     """Write a file that appears complete or not at all.
 
     The data go to a file beside it first, ``{name}.{process}.part``, which
@@ -21,6 +40,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         OSError: If there is no room or no permission; names the file.
     """
+    data = data.encode() if isinstance(data, str) else data
     part = path.with_name(f'{path.name}.{os.getpid()}.part')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

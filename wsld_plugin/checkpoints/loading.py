@@ -13,8 +13,6 @@ from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import load_state_dict
 from torch import Tensor, nn
 
-from .conversion import mmpretrain_names
-
 # Enough to recognise the wrong network by.
 _SHOWN_LINE = 300
 # How the two formats of torch.save begin: a zip archive, a pickle.
@@ -24,6 +22,8 @@ _UNREADABLE = (AssertionError, AttributeError, EOFError, ImportError,
                LookupError, RuntimeError, TypeError, ValueError,
                pickle.UnpicklingError, struct.error, zipfile.BadZipFile,
                zlib.error)
+# What all torchvision's ResNets have, ResNeXt and wide ones, too.
+_RESNET = {'conv1.weight', 'layer1.0.conv1.weight', 'fc.weight'}
 
 
 class CheckpointError(ValueError):
@@ -120,13 +120,10 @@ def _is_weights(state: object) -> bool:
 
 
 def fault_of(path: Path) -> str | None:
-    """Say what keeps a file from being a checkpoint.
+    """The end of a sentence on what keeps a file from being a checkpoint.
 
     Files of ``torch.save`` are zip archives, whose checksums are compared;
-    those of before torch 1.6 have none.
-
-    Returns:
-        The end of a sentence about it; None if nothing is seen.
+    those of before torch 1.6 have none. None if nothing is seen.
     """
     if not path.is_file():
         return 'is missing'
@@ -210,3 +207,26 @@ def weights_for(module: nn.Module, path: str) -> dict[str, Tensor]:
         # Torchvision's names may be the module's own.
         return weights
     return mmpretrain_names(weights)
+
+
+def mmpretrain_names(weights: dict[str, Tensor]) -> OrderedDict[str, Tensor]:
+    """Name a ResNet's weights as mmpretrain's ``ImageClassifier`` does.
+
+    Args:
+        weights: State dict of a classifier.
+
+    Returns:
+        New state dict that shares the tensors; with the names that it came
+        with, if these are not those of a ResNet of torchvision's.
+
+    Examples:
+        >>> list(mmpretrain_names(dict.fromkeys(
+        ...     ['conv1.weight', 'layer1.0.conv1.weight', 'fc.weight'])))
+        ['backbone.conv1.weight', 'backbone.layer1.0.conv1.weight', \
+'head.fc.weight']
+    """
+    if not weights.keys() >= _RESNET:
+        return OrderedDict(weights)
+    return OrderedDict(
+        (f'{"head" if key.startswith("fc.") else "backbone"}.{key}', value)
+        for key, value in weights.items())

@@ -18,9 +18,9 @@ from torch import Tensor
 from ..config import literal
 from ..version import __version__
 from .atomic import write_atomically
-from .conversion import mmpretrain_names
 from .loading import (
     CheckpointMismatchError,
+    mmpretrain_names,
     read_checkpoint,
     strip_prefix,
     unwrapped,
@@ -156,14 +156,11 @@ def export_student(source: str, out: str) -> ExportedStudent:
 
 def export_path(out: str, checkpoint: dict[str, Any], source: str,
                 ending: str) -> Path:
-    """Where a student goes.
+    """Where a student goes, in a file that ends as ``ending`` says.
 
-    Args:
-        out: A file, with or without its suffix, or an existing folder or one
-            with a final slash, in which the name is the experiment's.
-        checkpoint: The student's, whose ``meta`` may name the experiment.
-        source: Path or URL of what it was taken from, or its name is this.
-        ending: Of the name, from what follows its stem.
+    ``out`` is a file, with or without its suffix, or an existing folder or
+    one with a final slash, in which the name is that of the experiment in
+    the checkpoint's ``meta``, or of the source.
     """
     path, suffix = Path(out), Path(ending).suffix
     if out.endswith('/') or path.is_dir():

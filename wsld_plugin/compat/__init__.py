@@ -15,21 +15,13 @@ from .fix import Fix, fixes_in_force
 from .noise import quiet
 
 __all__ = [
-    'Fix',
-    'apply',
-    'fixes_in_force',
-    'prepare_amp',
-    'prepare_distributed',
-    'quiet',
+    'Fix', 'apply', 'fixes_in_force', 'prepare_amp', 'prepare_distributed',
+    'quiet'
 ]
 
 
 @functools.cache
 def apply() -> None:
     """Put in force the fixes that the installed versions need, once."""
-    mmengine.apply()
-    checkpoint.apply()
-    mmpretrain.apply()
-    mmrazor.apply()
-    teachers.apply()
-    names.apply()
+    for part in (mmengine, checkpoint, mmpretrain, mmrazor, teachers, names):
+        part.apply()

@@ -24,30 +24,23 @@ def prepare_amp(cfg: Config) -> None:
         ValueError: If the wrapper asks for another precision than bfloat16
             and the only device is the CPU.
     """
+    from mmengine.optim.optimizer import amp_optimizer_wrapper as module
+    from mmengine.registry import OPTIM_WRAPPERS
     wrapper = cfg.get('optim_wrapper') or {}
-    if get_device() != 'cpu' or not _is_amp(wrapper.get('type')):
+    kind = wrapper.get('type')
+    if get_device() == 'cpu' and isinstance(kind, str):
+        kind = OPTIM_WRAPPERS.get(kind)
+    if get_device() != 'cpu' or not isinstance(kind, type) or not issubclass(
+            kind, module.AmpOptimWrapper):
         return
     dtype = wrapper.get('dtype')
     if dtype not in (None, 'bfloat16', torch.bfloat16):
         raise ValueError(
             f'optim_wrapper.dtype is {dtype!r}, but the only device is the '
             "CPU, where mixed precision is 'bfloat16'")
-    from mmengine.optim.optimizer import amp_optimizer_wrapper as module
-    module.__dict__['is_cuda_available'] = lambda: True
-    module.__dict__['GradScaler'] = _disabled_scaler()
+    # A gradient scaler that passes everything through.
+    scaler = (partial(torch.amp.GradScaler, device='cpu', enabled=False)
+              if hasattr(torch.amp, 'GradScaler') else  # torch >= 2.3
+              partial(torch.cuda.amp.GradScaler, enabled=False))
+    vars(module).update(is_cuda_available=lambda: True, GradScaler=scaler)
     put_on_record('cpu-amp')
-
-
-def _is_amp(kind: object) -> bool:
-    from mmengine.optim import AmpOptimWrapper
-    from mmengine.registry import OPTIM_WRAPPERS
-    if isinstance(kind, str):
-        kind = OPTIM_WRAPPERS.get(kind)
-    return isinstance(kind, type) and issubclass(kind, AmpOptimWrapper)
-
-
-def _disabled_scaler() -> partial:
-    """A gradient scaler that passes everything through."""
-    if hasattr(torch.amp, 'GradScaler'):  # torch >= 2.3
-        return partial(torch.amp.GradScaler, device='cpu', enabled=False)
-    return partial(torch.cuda.amp.GradScaler, enabled=False)

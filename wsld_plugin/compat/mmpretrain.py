@@ -3,7 +3,6 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 
 from .fix import put_on_record
 from .import_hook import after_import
@@ -20,9 +19,6 @@ def apply() -> None:
         return
     code = Path(spec.origin).with_name('modeling_utils.py')
     if _NEEDED not in code.read_text(encoding='utf-8'):
-        after_import('mmpretrain.utils.dependency', _leave_out)
+        after_import('mmpretrain.utils.dependency',
+                     lambda module: vars(module).update(WITH_MULTIMODAL=False))
         put_on_record('mmpretrain-multimodal')
-
-
-def _leave_out(module: ModuleType) -> None:
-    vars(module).update(WITH_MULTIMODAL=False)

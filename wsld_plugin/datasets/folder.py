@@ -129,10 +129,10 @@ def write_lists(folder: PictureFolder, out: Path) -> None:
     """
     for split, pictures in folder.splits.items():
         text = ''.join(f'{path} {label}\n' for path, label in pictures)
-        write_atomically(out / f'{split}.txt', text.encode())
+        write_atomically(out / f'{split}.txt', text)
     table = io.StringIO(newline='')
     csv.writer(table).writerows([('path', 'reason'), *folder.left_out])
-    write_atomically(out / 'left_out.csv', table.getvalue().encode())
+    write_atomically(out / 'left_out.csv', table.getvalue())
 
 
 def _refuse_one_name(names: Collection[str]) -> None:

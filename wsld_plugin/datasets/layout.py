@@ -28,13 +28,9 @@ def list_entries(root: Path, left_out: list[tuple[str, str]]
                  ) -> tuple[list[Entry], set[str]]:
     """List the files of all classes.
 
-    Args:
-        root: The folder of ``CLASS/*`` or ``{train,val,test}/CLASS/*``.
-        left_out: Paths that are not used, and why, are appended.
-
-    Returns:
-        Entries, sorted by path within a split, all for train if there are no
-        splits; and the names of all folders of classes, with files or not.
+    Returns entries, sorted by path within a split, all for train if there are
+    no splits; and the names of all folders of classes, with files or not.
+    Paths that are not used, and why, are appended to ``left_out``.
 
     Raises:
         PictureFolderError: If splits are there twice or without train.

@@ -8,6 +8,8 @@ import numpy as np
 from mmengine.dataset import BaseDataset, ConcatDataset
 from mmengine.registry import DATASETS
 
+from .resampled import build_whole
+
 IGNORE_INDEX = -100
 _SHUFFLE_SEED = 0
 
@@ -41,34 +43,23 @@ def mixed_dataset(labelled: dict[str, Any], unlabelled: dict[str, Any],
     """
     if isinstance(ratio, bool) or not 0 < ratio < math.inf:
         raise ValueError(f'ratio must be a number above 0, got {ratio!r}')
-    parts = {
-        'labelled': _build('labelled', labelled),
-        'unlabelled': _build('unlabelled', unlabelled)
-    }
-    parts['unlabelled'].pipeline.transforms.insert(0, without_label)
-    with_label, without = (len(part) for part in parts.values())
+    parts = [build_whole(name, config) for name, config in (
+        ('labelled', labelled), ('unlabelled', unlabelled))]
+    for name, part in zip(('labelled', 'unlabelled'), parts):
+        if not len(part):
+            raise ValueError(f'{name} must hold a sample, got none')
+    parts[1].pipeline.transforms.insert(0, without_label)
+    with_label, without = map(len, parts)
     sizes = (max(with_label, round(without / ratio)),
              max(without, round(with_label * ratio)))
     return ConcatDataset(
-        [_repeated(part, size) for part, size in zip(parts.values(), sizes)],
-        ignore_keys=[*{key for part in parts.values()
-                       for key in part.metainfo}])
+        [_repeated(part, size) for part, size in zip(parts, sizes)],
+        ignore_keys=[*{key for part in parts for key in part.metainfo}])
 
 
 def without_label(results: dict[str, Any]) -> dict[str, Any]:
     """A transform that takes a sample's label away."""
     return {**results, 'gt_label': IGNORE_INDEX}
-
-
-def _build(name: str, config: dict[str, Any]) -> BaseDataset:
-    dataset = DATASETS.build(config)
-    if not isinstance(dataset, BaseDataset):
-        raise TypeError(f'{name} must be the config of a BaseDataset, got a '
-                        f'{type(dataset).__name__}')
-    dataset.full_init()
-    if not len(dataset):
-        raise ValueError(f'{name} must hold a sample, got none')
-    return dataset
 
 
 def _repeated(dataset: BaseDataset, size: int) -> BaseDataset:

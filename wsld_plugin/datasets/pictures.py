@@ -35,12 +35,9 @@ TRAITS = {
 class Picture(NamedTuple):
     """A picture that can be read.
 
-    Attributes:
-        digest: SHA-256 of the file's bytes.
-        side: The shorter one, in pixels.
-        mean: Of red, green and blue, 0..255.
-        square: Means of their squares.
-        traits: Keys of ``TRAITS``.
+    ``digest`` is the SHA-256 of the file's bytes, ``side`` the shorter one in
+    pixels, ``mean`` that of red, green and blue, 0..255, ``square`` that of
+    their squares; ``traits`` are keys of ``TRAITS``.
     """
 
     digest: str
@@ -54,13 +51,8 @@ def examine(path: Path) -> Union[Picture, str]:
     """Read a picture as mmpretrain's ``LoadImageFromFile`` does.
 
     A JPEG or PNG without its end counts as damaged, though some versions of
-    OpenCV fill up what is missing with grey.
-
-    Args:
-        path: A file of any kind.
-
-    Returns:
-        The picture, or the reason why there is none.
+    OpenCV fill up what is missing with grey. If there is no picture, the
+    reason is returned.
     """
     try:
         data = path.read_bytes()

@@ -65,13 +65,19 @@ def resampled_dataset(dataset: dict[str, Any],
     Raises:
         TypeError: If ``dataset`` describes something else, as a wrapper.
     """
-    whole = DATASETS.build(dataset)
-    if not isinstance(whole, BaseDataset):
-        raise TypeError('dataset must be the config of a BaseDataset, got a '
-                        f'{type(whole).__name__}')
-    whole.full_init()
+    whole = build_whole('dataset', dataset)
     indices = resampled_indices(len(whole), run, parts)
     # In place: mmengine 0.10's get_subset keeps its copies by their address,
     # and gives them to later data sets that come to live there.
     whole.get_subset_(indices.tolist())
+    return whole
+
+
+def build_whole(name: str, config: dict[str, Any]) -> BaseDataset:
+    """Build a data set that can be cut; a TypeError if it is a wrapper."""
+    whole = DATASETS.build(config)
+    if not isinstance(whole, BaseDataset):
+        raise TypeError(f'{name} must be the config of a BaseDataset, got a '
+                        f'{type(whole).__name__}')
+    whole.full_init()
     return whole

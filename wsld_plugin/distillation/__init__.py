@@ -5,12 +5,6 @@ from .settings import DistilError
 from .trainings import Training, TrainingError, run_trainings
 
 __all__ = [
-    'BiasVarianceReport',
-    'DistilError',
-    'DistilResult',
-    'Training',
-    'TrainingError',
-    'bias_variance_report',
-    'distil',
-    'run_trainings',
+    'BiasVarianceReport', 'DistilError', 'DistilResult', 'Training',
+    'TrainingError', 'bias_variance_report', 'distil', 'run_trainings'
 ]

@@ -1,29 +1,32 @@
 """Error of students trained on different parts of the data, decomposed."""
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
+import torch
 from mmengine.config import Config
+from torch import Tensor, nn
 
-from ..analysis import AnalysisError, evaluation_loader, student_network
-from ..analysis.bias_variance import (
-    decompose,
-    decomposition_table,
-    draw_decomposition,
-    keep_predictions,
-    readable_decomposition,
-)
+from .. import analysis
+from ..analysis import AnalysisError
+from ..analysis.drawing import plain, png, whole_epochs
 from ..analysis.tables import write_results
-from ..checkpoints import read_checkpoint
-from ..functional import Jackknife
+from ..checkpoints import read_checkpoint, write_atomically
+from ..functional import Jackknife, bias_variance, jackknife
 from .trainings import Training, run_trainings
 
 # Epochs at which bias and variance are measured, unless asked otherwise.
 _POINTS = 6
+# The mean prediction's own bias, whose change distillation explains.
+PARTS = ('error', 'noise', 'bias', 'variance', 'bias change',
+         'variance change')
+_DRAWN = PARTS[:1] + PARTS[2:4]
 
 
 class BiasVarianceReport(NamedTuple):
@@ -79,11 +82,8 @@ def bias_variance_report(
     out = out or Path('work_dirs', 'bias_variance')
     parts = runs if splits == 'disjoint' else None
     trainings = {
-        name: [
-            _training(cfg, out / name, run, parts, interval)
-            for run in range(runs)
-        ]
-        for name, cfg in named.items()
+        name: [_training(cfg, out / name, run, parts, interval)
+               for run in range(runs)] for name, cfg in named.items()
     }
     # Each split of the data for all configs, before the next one.
     run_trainings([run for group in zip(*trainings.values()) for run in group],
@@ -131,10 +131,8 @@ def _check(configs: Mapping[str, Config], runs: int, splits: str, split: str,
 def _decompositions(trainings: Mapping[str, Sequence[Training]],
                     split: str) -> dict[tuple[str, int], Jackknife]:
     """By config and epoch, against the one config without a teacher."""
-    direct = [
-        group for group in trainings.values()
-        if 'teacher' not in group[0].cfg.model
-    ]
+    direct = [group for group in trainings.values()
+              if 'teacher' not in group[0].cfg.model]
     found = {}
     for name, group in trainings.items():
         for epoch in _epochs(group[0].cfg):
@@ -154,10 +152,8 @@ def _training(cfg: Config, folder: Path, run: int, parts: int | None,
     """One run of a config, on its own part of the data."""
     cfg = deepcopy(cfg)
     cfg.train_dataloader.dataset = dict(
-        type='ResampledDataset',
-        dataset=cfg.train_dataloader.dataset,
-        run=run,
-        parts=parts)
+        type='ResampledDataset', dataset=cfg.train_dataloader.dataset,
+        run=run, parts=parts)
     cfg.randomness = dict(cfg.get('randomness') or {}, seed=run)
     cfg.default_hooks = cfg.get('default_hooks') or {}
     hooks = cfg.default_hooks
@@ -177,13 +173,13 @@ def _epochs(cfg: Config) -> list[int]:
 
 def _predict(run: Training) -> None:
     """Keep what the student of each epoch predicts."""
-    loaders = {
-        split: evaluation_loader(run.cfg, split) for split in ('val', 'test')
-        if run.cfg.get(f'{split}_dataloader')
-    }
+    loaders = {split: analysis.evaluation_loader(run.cfg, split)
+               for split in ('val', 'test')
+               if run.cfg.get(f'{split}_dataloader')}
     for epoch in _epochs(run.cfg):
         path = str(run.work_dir / f'epoch_{epoch}.pth')
-        student = student_network(run.cfg, read_checkpoint(path), path)
+        student = analysis.student_network(
+            run.cfg, read_checkpoint(path), path)
         for split, loader in loaders.items():
             keep_predictions(student, loader, _predictions(run, split, epoch),
                              run.work_dir / f'{split}_labels.npy')
@@ -191,3 +187,106 @@ def _predict(run: Training) -> None:
 
 def _predictions(run: Training, split: str, epoch: int) -> Path:
     return run.work_dir / f'{split}_epoch_{epoch}.npy'
+
+
+def keep_predictions(network: nn.Module, batches: Iterable[Any], path: Path,
+                     labels: Path) -> None:
+    """Write what a network predicts on a split, as ``.npy``.
+
+    ``path`` gets log-probabilities, float32 ``(N, C)``, ``labels`` the class
+    indices, int64 ``(N,)``.
+    """
+    outputs, targets = zip(*analysis.logits([network], batches))
+    logp = torch.cat([output for output, in outputs]).float().log_softmax(1)
+    for file, values in ((labels, torch.cat(targets)), (path, logp)):
+        buffer = io.BytesIO()
+        np.save(buffer, values.numpy())
+        write_atomically(file, buffer.getvalue())
+
+
+def decompose(runs: Sequence[Path],
+              labels: Path,
+              reference: Sequence[Path] | None = None) -> Jackknife:
+    """Decompose the mean error of a split's samples over runs.
+
+    Args:
+        runs: Files of :func:`keep_predictions`, of at least two.
+        labels: Of all of them.
+        reference: Of direct training, run by run on the same data.
+
+    Returns:
+        :data:`PARTS` in nats, float64 ``(6,)``, jackknifed over the runs.
+        ``error`` is the sum of noise, bias and variance; the changes are
+        against direct training, NaN without it, and the first of them is
+        the paper's additional term of distillation.
+    """
+    logp = _read(runs)
+    direct = _read(reference) if reference else None
+    gt_labels = torch.from_numpy(np.load(labels))
+
+    def statistic(kept: list[int]) -> Tensor:
+        found = torch.stack([
+            part.mean() for part in bias_variance(logp[kept], gt_labels)])
+        changes = torch.full_like(found[2:4], float('nan'))
+        if direct is not None:
+            other = bias_variance(direct[kept], gt_labels)
+            changes = found[2:4] - torch.stack(
+                [other.bias.mean(), other.variance.mean()])
+        return torch.cat([found[:4], changes])
+
+    return jackknife(statistic, len(runs))
+
+
+def decomposition_table(
+        decompositions: Mapping[tuple[str, int], Jackknife]) -> pd.DataFrame:
+    """The numbers of decompositions, a row for each part of each.
+
+    Columns ``config``, ``epoch``, ``part`` (:data:`PARTS`), ``mean`` and
+    ``standard_error`` over the runs in nats.
+    """
+    return pd.concat([
+        pd.DataFrame(dict(config=config, epoch=epoch, part=PARTS,
+                          **found._asdict()))
+        for (config, epoch), found in decompositions.items()
+    ], ignore_index=True)
+
+
+def readable_decomposition(table: pd.DataFrame) -> pd.DataFrame:
+    """:func:`decomposition_table` to read: ``mean ± standard error``.
+
+    A row for each config and epoch, a column for each part. Noise is left
+    out where it is 0 throughout, as it is for class indices; what is not
+    known is empty.
+    """
+    noise = table['mean'][table['part'] == 'noise'].any()
+    parts = [part for part in PARTS if part != 'noise' or noise]
+    texts = [
+        '' if np.isnan(mean) else f'{mean:.4f} ± {error:.4f}'
+        for mean, error in zip(table['mean'], table['standard_error'])
+    ]
+    index = ['config', 'epoch']
+    wide = table.assign(text=texts).pivot(
+        index=index, columns='part', values='text')
+    # As they came, not by the alphabet.
+    rows = pd.MultiIndex.from_frame(table[index].drop_duplicates())
+    return wide.loc[rows, parts].rename_axis(columns=None).reset_index()
+
+
+def draw_decomposition(table: pd.DataFrame) -> bytes:
+    """Draw :func:`decomposition_table` over the epochs, as PNG."""
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(13, 4), layout='constrained')
+    for axes, part in zip(figure.subplots(1, len(_DRAWN)), _DRAWN):
+        for config, points in table[table['part'] == part].groupby(
+                'config', sort=False):
+            axes.errorbar(points['epoch'], points['mean'],
+                          points['standard_error'], label=plain(config),
+                          marker='o', markersize=3, capsize=3)
+        axes.set(title=part, ylabel='nats')
+        whole_epochs(axes)
+    axes.legend()
+    return png(figure)
+
+
+def _read(paths: Sequence[Path]) -> Tensor:
+    return torch.from_numpy(np.stack([np.load(path) for path in paths]))

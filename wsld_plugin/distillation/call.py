@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
-from filelock import FileLock, Timeout
 from mmengine import dist
 
+from ..checkpoints import locked
 from ..datasets import read_folder
 from .processes import join_processes, on_first
 from .settings import DistilError, check, settle
@@ -42,8 +42,7 @@ class DistilResult(NamedTuple):
     def table(self) -> pd.DataFrame:
         """Test accuracy of each network, with its 95% interval."""
         return pd.DataFrame([{
-            'network': name,
-            'is': found['what'],
+            'network': name, 'is': found['what'],
             'test accuracy (%)': f'{found["accuracy"]:.1f}',
             '95% interval': '{:.1f} to {:.1f}'.format(*found['interval']),
         } for name, found in self.metrics['networks'].items()])
@@ -130,10 +129,8 @@ def distil(data: str | Path,
 def _result(out: Path) -> DistilResult:
     """What stands in a finished call's folder."""
     found = json.loads((out / 'metrics.json').read_text())
-    files = {
-        name: path and out / path
-        for name, path in found['files'].items()
-    }
+    files = {name: path and out / path
+             for name, path in found['files'].items()}
     accuracy = found['networks']['student distilled']['accuracy']
     return DistilResult(accuracy=accuracy, metrics=found, **files)
 
@@ -143,12 +140,6 @@ def _lock(out: Path, root: Path, locks: ExitStack) -> None:
     if root.resolve() in (out.resolve(), *out.resolve().parents):
         raise DistilError(f'work_dir={out} lies among the pictures of data='
                           f'{root}: choose a folder beside them')
-    if not root.is_dir():
-        return  # as read_folder says
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        locks.enter_context(
-            FileLock(str(out / 'call.lock')).acquire(timeout=0))
-    except Timeout as error:
-        raise DistilError(
-            f'{out} is being worked on by another process') from error
+    if root.is_dir():  # or read_folder will say so
+        locks.enter_context(locked(out / 'call.lock', DistilError(
+            f'{out} is being worked on by another process')))

@@ -33,11 +33,9 @@ class Cost(NamedTuple):
 
 
 def measure_cost(network: nn.Module, inputs: Tensor) -> Cost:
-    """Measure a network, with the threads as they are.
+    """Measure a network in evaluation mode, with the threads as they are.
 
-    Args:
-        network: In evaluation mode; takes pictures as its only input.
-        inputs: One picture ``(1, 3, H, W)`` on the network's device.
+    ``inputs`` is one picture ``(1, 3, H, W)`` on the network's device.
     """
     threads = torch.get_num_threads()
     tensors = [*network.parameters(), *network.buffers()]

@@ -56,23 +56,11 @@ class Findings(NamedTuple):
     onnx: Path | None
     config: Path
 
-
-def gt_labels(findings: Findings) -> Tensor:
-    """Labels (N,) of the test pictures.
-
-    Raises:
-        ValueError: If there are none, or a network's probabilities are not
-            of these pictures and classes.
-    """
-    folder = findings.folder
-    labels = torch.tensor([label for _, label in folder.splits['test']])
-    expected = len(labels), len(folder.classes)
-    for name, _, found, _ in findings.networks:
-        if found.shape != expected or not len(labels):
-            raise ValueError(
-                f'probabilities of {name}: expected test pictures and classes '
-                f'{expected}, not 0, got {tuple(found.shape)}')
-    return labels
+    @property
+    def gt_labels(self) -> Tensor:
+        """Labels (N,) of the test pictures."""
+        return torch.tensor(
+            [label for _, label in self.folder.splits['test']])
 
 
 def right(network: Judged, labels: Tensor) -> Tensor:
@@ -109,22 +97,26 @@ def metrics(findings: Findings) -> dict[str, Any]:
     Raises:
         ValueError: If probabilities are not those of the test split.
     """
-    folder, labels = findings.folder, gt_labels(findings)
+    folder, labels = findings.folder, findings.gt_labels
+    expected = len(labels), len(folder.classes)
+    for one in findings.networks:
+        if one.probabilities.shape != expected or not len(labels):
+            raise ValueError(
+                f'probabilities of {one.name}: expected test pictures and '
+                f'classes {expected}, not 0, got '
+                f'{tuple(one.probabilities.shape)}')
     hits = {one.name: right(one, labels) for one in findings.networks}
     *others, distilled = hits
-    sizes = {
-        split: Counter(label for _, label in pictures)
-        for split, pictures in folder.splits.items()
-    }
+    sizes = {split: Counter(label for _, label in pictures)
+             for split, pictures in folder.splits.items()}
     found = dict(
         networks={
             one.name: dict(
                 what=one.what, **_share(hits[one.name]), **one.cost._asdict())
             for one in findings.networks
         },
-        comparisons={
-            name: _comparison(hits[distilled], hits[name]) for name in others
-        },
+        comparisons={name: _comparison(hits[distilled], hits[name])
+                     for name in others},
         classes=[{
             'class': name,
             **{split: size[label] for split, size in sizes.items()},
@@ -135,10 +127,8 @@ def metrics(findings: Findings) -> dict[str, Any]:
         data=dict(
             digest=folder.digest,
             pictures={split: len(one) for split, one in folder.splits.items()},
-            left_out=len(folder.left_out),
-            notes=folder.notes),
-        settings=findings.settings,
-        times=findings.times,
+            left_out=len(folder.left_out), notes=folder.notes),
+        settings=findings.settings, times=findings.times,
         trials=None if findings.trials is None else json.loads(
             findings.trials.to_json(orient='records')),
         versions=_versions())
@@ -150,8 +140,7 @@ def _confused(findings: Findings, labels: Tensor) -> list[dict[str, Any]]:
         findings.folder.classes)
     wrong = table.clone().fill_diagonal_(0)
     return sorted(({
-        'class': names[label],
-        'taken for': names[taken],
+        'class': names[label], 'taken for': names[taken],
         'pictures': int(table[label, taken]),
         'of the class (%)': 100 * int(table[label, taken]) / int(
             table[label].sum())
@@ -177,18 +166,14 @@ def _percent(hits: Tensor) -> float | None:
 def _share(hits: Tensor) -> dict[str, Any]:
     interval = binomtest(int(hits.sum()), len(hits)).proportion_ci(
         method='wilson')
-    return dict(
-        pictures=len(hits),
-        correct=int(hits.sum()),
-        accuracy=_percent(hits),
-        interval=[100 * end for end in interval])
+    return dict(pictures=len(hits), correct=int(hits.sum()),
+                accuracy=_percent(hits), interval=[100 * x for x in interval])
 
 
 def _comparison(here: Tensor, there: Tensor) -> dict[str, Any]:
     first, second = int((here & ~there).sum()), int((there & ~here).sum())
     return dict(
         points=100 * (first - second) / len(here),
-        only_here=first,
-        only_there=second,
+        only_here=first, only_there=second,
         p_value=float(binomtest(first, first + second).pvalue)
         if first + second else 1.0)

@@ -45,9 +45,7 @@ td { max-width: 24rem; overflow-wrap: anywhere; }
 def element(tag: str, *contents: object) -> Markup:
     """``<tag>`` around the contents, whose text is shown as it is.
 
-    Args:
-        tag: Its name, and attributes after that.
-        contents: Text, or markup that stays markup.
+    The tag may have attributes; markup in the contents stays markup.
     """
     return Markup('<{}>{}</{}>').format(
         Markup(tag), Markup('').join(map(escape, contents)), tag.split()[0])

@@ -19,12 +19,7 @@ _PATIENCE = datetime.timedelta(hours=6)
 def join_processes(launcher: str) -> None:
     """Join the other processes of a launcher, as mmengine's Runner does.
 
-    Args:
-        launcher: ``'none'`` for a process alone, ``'pytorch'``, ``'slurm'``
-            or ``'mpi'``.
-
-    Raises:
-        ValueError: As :func:`wsld_plugin.compat.prepare_distributed`.
+    A ValueError as :func:`wsld_plugin.compat.prepare_distributed`.
     """
     group = dict(backend='nccl', timeout=_PATIENCE.total_seconds())
     compat.prepare_distributed(
@@ -37,15 +32,8 @@ def join_processes(launcher: str) -> None:
 def on_first(function: Callable[..., _Result], *args: Any) -> _Result:
     """Call a function in the first process, and let all have its result.
 
-    An error there ends the others, too, instead of letting them wait.
-
-    Args:
-        function: What it returns must be picklable if there are others.
-        args: What it gets.
-
-    Raises:
-        SystemExit: In the others, if the function failed; the first process
-            raises its error.
+    An error there ends the others, too, by SystemExit, instead of letting
+    them wait. If there are others, the result must be picklable.
     """
     found: list[Any] = [None, True]
     try:

@@ -59,11 +59,8 @@ class Recipe:
 def default_size(folder: PictureFolder, student: str) -> int:
     """The multiple of 32 next to the pictures' size, up to 224.
 
-    Or, if the student takes no such pictures, those it was made for.
-
-    Raises:
-        NetworkError: As :func:`wsld_plugin.models.classifier`, or if the
-            student takes neither.
+    Or, if the student takes no such pictures, those it was made for; a
+    NetworkError if it takes neither.
     """
     size = min(max((folder.size + 16) // 32 * 32, 32), 224)
     network = classifier(student, 2, folder.mean, folder.std)
@@ -114,12 +111,9 @@ def teacher_config(recipe: Recipe, source: Source, phase: str,
                    start: Path | None = None) -> Config:
     """Config of the training of one teacher on the folder.
 
-    Args:
-        recipe: Of the call.
-        source: The teacher.
-        phase: ``'scratch'``; or ``'head'``, its last layer, for a fifth of
-            ``teacher_epochs``, and then ``'all'`` of it.
-        start: The checkpoint of the phase before.
+    The phase is ``'scratch'``; or ``'head'``, the last layer, for a fifth of
+    ``teacher_epochs``, and then ``'all'``, from ``start``, the checkpoint of
+    the phase before.
     """
     head = max(1, recipe.teacher_epochs // 5)
     rest = max(1, recipe.teacher_epochs - head)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..analysis import read_history
 from ..analysis.report import html_page
-from .findings import Findings, confusion, gt_labels, metrics, right
+from .findings import Findings, confusion, metrics, right
 from .pictures import STYLE, curves, element, gallery, matrix
 
 # What is shown of many.
@@ -57,11 +57,7 @@ print(classes[best], chances[best] / chances.sum())
 
 
 def report_page(findings: Findings) -> str:
-    """One HTML page, which refers to no other file.
-
-    Raises:
-        ValueError: If probabilities are not those of the test split.
-    """
+    """One HTML page, which refers to no other file."""
     found = metrics(findings)
     return html_page('What the distillation found', [
         ('', _result(found)),
@@ -77,8 +73,8 @@ def report_page(findings: Findings) -> str:
 
 def _result(found: dict[str, Any]) -> list[Any]:
     networks, comparisons = found['networks'], found['comparisons']
-    *_, (student, judged) = networks.items()
-    teacher, *_ = networks
+    teacher, *_, student = networks
+    judged = networks[student]
     cards = [
         element('div', name, element('b', f'{one["accuracy"]:.1f}%'),
                 '{:.1f} to {:.1f}%'.format(*one['interval']))
@@ -130,10 +126,8 @@ def _costs(findings: Findings, found: dict[str, Any]) -> list[Any]:
         'parameters (M)': one['parameters'] / 1e6,
         'multiply-adds (M)': 'not measured'
         if one['multiply_adds'] is None else one['multiply_adds'] / 1e6,
-        'latency (ms)': one['latency_ms'],
-        'spread (ms)': one['spread'],
-        'weights (MB)': one['size_mb'],
-        'measured on': one['device']
+        'latency (ms)': one['latency_ms'], 'spread (ms)': one['spread'],
+        'weights (MB)': one['size_mb'], 'measured on': one['device']
     } for name, one in found['networks'].items()]
     return [
         pd.DataFrame(rows),
@@ -158,10 +152,8 @@ def _usage(findings: Findings) -> list[Any]:
     ]
     if findings.onnx is not None:
         cfg = Config.fromfile(findings.config, import_custom_modules=False)
-        steps = {
-            step['type']: step
-            for step in cfg.test_dataloader.dataset.pipeline
-        }
+        steps = {step['type']: step
+                 for step in cfg.test_dataloader.dataset.pipeline}
         names.update(
             onnx=str(findings.onnx.absolute()),
             edge=steps['ResizeEdge']['scale'],
@@ -189,14 +181,14 @@ def _classes(findings: Findings, found: dict[str, Any]) -> list[Any]:
         parts += [
             'Test pictures by their class (rows) and by the class that the '
             f'{student.name} names (columns, by number):',
-            matrix(confusion(student, gt_labels(findings)), names)
+            matrix(confusion(student, findings.gt_labels), names)
         ]
     return parts
 
 
 def _striking(findings: Findings) -> list[Any]:
     student, teacher = findings.networks[-1], findings.networks[0]
-    labels = gt_labels(findings)
+    labels = findings.gt_labels
     hits, known = right(student, labels), right(teacher, labels)
     sure, taught = (
         network.probabilities.nan_to_num(0).gather(1, labels[:, None])[:, 0]
@@ -242,16 +234,13 @@ def _training(findings: Findings) -> list[Any]:
         'by short trainings, on the validation pictures:', findings.trials
     ]
     return [
-        curves({
-            name: read_history(path)
-            for name, path in findings.work_dirs.items()
-        }), *chosen,
+        curves({name: read_history(path)
+                for name, path in findings.work_dirs.items()}), *chosen,
         'What the trainings took; the rest of the call comes on top, such as '
         "computing a teacher's answers for all epochs:",
-        pd.DataFrame([{
-            'training': stage,
-            'time (min)': f'{seconds / 60:.1f}'
-        } for stage, seconds in findings.times.items()])
+        pd.DataFrame([(stage, f'{seconds / 60:.1f}')
+                      for stage, seconds in findings.times.items()],
+                     columns=['training', 'time (min)'])
     ]
 
 

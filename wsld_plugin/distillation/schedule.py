@@ -41,14 +41,10 @@ class Traits(NamedTuple):
 
 
 def network_traits(model: Mapping[str, Any], size: int) -> Traits:
-    """Build a network without its weights, and try it on two pictures.
-
-    Args:
-        model: Config for mmpretrain's ``MODELS``.
-        size: Of the pictures, in pixels.
+    """Build a network of mmpretrain's without its weights, and try it.
 
     Raises:
-        NetworkError: If it takes no pictures of this size.
+        NetworkError: If it takes no pictures of ``size`` pixels.
     """
     return _traits(json.dumps(without_weights(model), sort_keys=True), size)
 
@@ -146,9 +142,8 @@ def schedule(adam: bool, phase: str, epochs: int, steps: int, batch: int,
 def default_dtype() -> str:
     """The fastest precision that this machine trains well in.
 
-    Returns:
-        On a GPU ``'bfloat16'``, or ``'float16'`` if it lacks that; on the CPU
-        ``'bfloat16'`` if it has instructions for it, else ``'float32'``.
+    On a GPU bfloat16, or float16 if it lacks that; on the CPU bfloat16 if it
+    has instructions for it, else float32.
     """
     if torch.cuda.is_available():
         # torch.cuda.is_bf16_supported is true of GPUs that imitate it, too.

@@ -18,13 +18,7 @@ _MIDDLE = dict(tau=4.0, alpha=1.0)
 
 
 class Choice(NamedTuple):
-    """What :func:`choose` found.
-
-    Attributes:
-        tau: Temperature.
-        alpha: Weight of the soft labels.
-        trials: Columns tau, alpha, accuracy (on val, in %); None of none.
-    """
+    """What :func:`choose` found; trials have tau, alpha and accuracy in %."""
 
     tau: float
     alpha: float
@@ -44,17 +38,12 @@ def choose(train: Callable[[float, float], Training], tau: float | str,
            alpha: float | str, seed: int) -> Choice:
     """Try settings and take the one with the highest val accuracy.
 
+    Values that are ``'auto'`` are tried, others stay.
     The first trial is tau 4, alpha 1; the others are a scrambled Halton
     sequence in the logarithms: with so few trials, points that cover the
     ranges evenly say more than a model of the six would. They depend on the
     seed alone, so that a search that was cut finds its trials again. Of
     equal trials the first is taken.
-
-    Args:
-        train: Trains with a tau and an alpha.
-        tau: ``'auto'``, or a value to stay at.
-        alpha: Likewise.
-        seed: Of the sequence.
     """
     values: dict[str, Any] = dict(tau=tau, alpha=alpha)
     free = [name for name in values if values[name] == 'auto']

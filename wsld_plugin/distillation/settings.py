@@ -9,13 +9,7 @@ from typing import Any
 
 from ..checkpoints import write_atomically
 from ..datasets import PictureFolder
-from .recipe import (
-    Recipe,
-    caching_pays,
-    default_batch_size,
-    default_size,
-    default_workers,
-)
+from . import recipe
 from .schedule import default_dtype
 from .search import TRIALS, trial_epochs
 
@@ -32,11 +26,7 @@ class DistilError(ValueError):
 def check(asked: Mapping[str, Any]) -> dict[str, Any]:
     """Refuse arguments that no folder could make right.
 
-    Returns:
-        A copy, with the teachers as a list and fractions as floats.
-
-    Raises:
-        DistilError: Names the argument, what it is and what it could be.
+    Returns a copy, with the teachers as a list and fractions as floats.
     """
     teacher = asked['teacher']
     teachers = [teacher] if isinstance(teacher, str) else [*teacher]
@@ -74,32 +64,23 @@ def settle(asked: Mapping[str, Any], folder: PictureFolder, processes: int,
            out: Path) -> dict[str, Any]:
     """All arguments with their values, the same whenever a call goes on.
 
-    Args:
-        asked: What :func:`check` returns.
-        folder: The pictures.
-        processes: How many do the call together.
-        out: The call's folder; what it holds is compared, or the arguments
-            are kept there as ``call.json``.
-
-    Raises:
-        DistilError: If it is the folder of another call.
+    What ``out``, the call's folder, holds is compared, or the arguments are
+    kept there as ``call.json``. A DistilError if it is another call's.
     """
     settled = dict(asked)
     for name, function, *given in (
             ('teacher_epochs', int, asked['epochs']),
-            ('size', default_size, folder, asked['student']),
-            ('batch_size', default_batch_size, folder, processes)):
+            ('size', recipe.default_size, folder, asked['student']),
+            ('batch_size', recipe.default_batch_size, folder, processes)):
         if settled[name] is None:
             settled[name] = function(*given)
     settled.update(
-        data=str(folder.root.absolute()),
-        pictures=folder.digest,
-        processes=processes,
-        dtype=default_dtype(),
-        workers=default_workers(processes))
+        data=str(folder.root.absolute()), pictures=folder.digest,
+        processes=processes, dtype=default_dtype(),
+        workers=recipe.default_workers(processes))
     epochs = settled['epochs'] + (
         TRIALS * trial_epochs(settled['epochs']) if searches(settled) else 0)
-    settled['cached'] = caching_pays(
+    settled['cached'] = recipe.caching_pays(
         make_recipe(folder, settled, out), epochs, out)
     path = out / 'call.json'
     # With nothing learnt in it, a call may have been a mistake.
@@ -110,7 +91,7 @@ def settle(asked: Mapping[str, Any], folder: PictureFolder, processes: int,
             if name not in _OF_THE_MACHINE and kept.get(name) != value:
                 raise DistilError(_difference(out, name, kept, value))
         return dict(settled, **{name: kept[name] for name in _OF_THE_MACHINE})
-    write_atomically(path, json.dumps(settled, indent=1).encode())
+    write_atomically(path, json.dumps(settled, indent=1))
     return settled
 
 
@@ -120,14 +101,12 @@ def searches(settled: Mapping[str, Any]) -> bool:
 
 
 def make_recipe(folder: PictureFolder, settled: Mapping[str, Any], out: Path,
-                launcher: str = 'none') -> Recipe:
+                launcher: str = 'none') -> recipe.Recipe:
     """The choices of a call that its configs are made of."""
     given = ('student', 'epochs', 'teacher_epochs', 'batch_size', 'size',
              'flip', 'seed', 'dtype', 'processes', 'workers')
-    return Recipe(
-        folder=folder,
-        lists=out / 'data',
-        launcher=launcher,
+    return recipe.Recipe(
+        folder=folder, lists=out / 'data', launcher=launcher,
         **{name: settled[name] for name in given})
 
 

@@ -37,8 +37,7 @@ _SEARCH, _ALONE, _DISTILLED = 'search', 'student alone', 'student distilled'
 class Progress:
     """Says what comes and how long it takes, and keeps what it took.
 
-    Args:
-        plan: Epochs of each stage, in order.
+    The plan has the epochs of each stage, in order.
     """
 
     def __init__(self, plan: dict[str, int]) -> None:
@@ -68,17 +67,7 @@ class Progress:
 
 def run_stages(folder: PictureFolder, settled: dict[str, Any], out: Path,
                launcher: str) -> None:
-    """Go through all stages; what is finished is reused.
-
-    Args:
-        folder: The pictures.
-        settled: The call's arguments.
-        out: The call's folder, which gets everything.
-        launcher: Of the processes, all of which call this.
-
-    Raises:
-        NetworkError, TrainingError, OSError: As the parts do.
-    """
+    """Go through all stages in all processes; what is finished is reused."""
     recipe = make_recipe(folder, settled, out, launcher)
     on_first(write_lists, folder, recipe.lists)
     # Which tries the student at its size, before anything is kept.

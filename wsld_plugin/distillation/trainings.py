@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from mmengine import dist
 from mmengine.config import Config
 from mmengine.hooks import Hook
@@ -27,7 +26,7 @@ from rich.progress import Progress
 
 from .. import compat
 from ..analysis import read_history
-from ..checkpoints import write_atomically
+from ..checkpoints import locked, write_atomically
 from ..version import __version__
 from .processes import join_processes, on_first
 
@@ -240,14 +239,9 @@ def _begin(training: Training, settings: str,
            locks: contextlib.ExitStack) -> str | None:
     """Let nobody else in, and say which checkpoint is there to go on."""
     folder = training.work_dir
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        locks.enter_context(
-            FileLock(str(folder / 'training.lock')).acquire(timeout=0))
-    except Timeout as error:
-        raise TrainingError(
-            f'{folder} is being trained by another process') from error
-    write_atomically(folder / 'settings.json', settings.encode())
+    locks.enter_context(locked(folder / 'training.lock', TrainingError(
+        f'{folder} is being trained by another process')))
+    write_atomically(folder / 'settings.json', settings)
     last = folder / 'last_checkpoint'
     # The folder may have moved since.
     latest = folder / Path(last.read_text() if last.exists() else '').name
@@ -266,8 +260,7 @@ def _finish(training: Training, watch: _Watch,
     if accuracy is not None:
         result['accuracy'] = accuracy
     # Before what `finish` reads goes.
-    write_atomically(training.work_dir / 'finished',
-                     json.dumps(result).encode())
+    write_atomically(training.work_dir / 'finished', json.dumps(result))
     for path in training.work_dir.glob('epoch_*.pth'):
         if path != training.checkpoint:
             path.unlink()

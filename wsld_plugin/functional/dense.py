@@ -25,12 +25,8 @@ def without_channel(gt_labels: Any, logits: Any) -> Any:
 def check_rows(gt_labels: Tensor, teacher_labels: Tensor) -> None:
     """Refuse rows that are not the same things for both networks.
 
-    Args:
-        gt_labels: Labels that the student's rows have.
-        teacher_labels: Those that the teacher's rows have.
-
     Raises:
-        ValueError: If they differ. A device is waited for.
+        ValueError: If their labels differ. A device is waited for.
     """
     if gt_labels.shape != teacher_labels.shape:
         raise ValueError(

@@ -8,11 +8,7 @@ from .validate_teacher import ValidateTeacherHook
 from .wsld_monitor import WSLDMonitorHook
 
 __all__ = [
-    'DistillCheckpointHook',
-    'EpochSeedHook',
-    'FastStepHook',
-    'FrozenTeacherHook',
-    'NormMomentumHook',
-    'ValidateTeacherHook',
-    'WSLDMonitorHook',
+    'DistillCheckpointHook', 'EpochSeedHook', 'FastStepHook',
+    'FrozenTeacherHook', 'NormMomentumHook', 'ValidateTeacherHook',
+    'WSLDMonitorHook'
 ]

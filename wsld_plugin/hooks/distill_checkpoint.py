@@ -12,23 +12,13 @@ from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
-from mmengine.runner import (
-    BaseLoop,
-    EpochBasedTrainLoop,
-    Runner,
-    weights_to_cpu,
-)
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
+from mmengine.runner.checkpoint import weights_to_cpu
 
-from ..checkpoints import (
-    CheckpointMismatchError,
-    FrozenTeacher,
-    expect_training,
-    has_weights,
-    keep_teacher,
-    remove_parts,
-    student_checkpoint,
-    write_atomically,
-)
+from ..checkpoints.atomic import remove_parts, write_atomically
+from ..checkpoints.loading import CheckpointMismatchError, expect_training
+from ..checkpoints.student import student_checkpoint
+from ..checkpoints.teacher import FrozenTeacher, has_weights, keep_teacher
 from .teachers import distillers
 
 
@@ -228,8 +218,7 @@ class DistillCheckpointHook(CheckpointHook):
         if is_main_process():
             self._write_student(self.last_ckpt)
             write_atomically(
-                Path(runner.work_dir, 'last_checkpoint'),
-                self.last_ckpt.encode())
+                Path(runner.work_dir, 'last_checkpoint'), self.last_ckpt)
             self.file_backend.remove_now()
 
     def _save_best_checkpoint(self, runner: Runner,

@@ -16,14 +16,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from .fast_teacher import (
-    CODE_ERRORS,
-    FastNetwork,
-    apart,
-    map_tensors,
-    reason,
-    replace_forward,
-)
+from . import fast_teacher
+from .fast_teacher import map_tensors
 from .teachers import distillers
 from .undo import random_state_kept, train_within
 
@@ -115,7 +109,8 @@ class FastStepHook(Hook):
             return 'teacher left alone: not only its modules are recorded'
         backbone: Any = getattr(distiller.teacher, 'backbone', None)
         if isinstance(backbone, nn.Module) and [*backbone.parameters()]:
-            FastNetwork(distiller, backbone, self.teacher_dtype, self._undo)
+            fast_teacher.FastNetwork(distiller, backbone, self.teacher_dtype,
+                                     self._undo)
         _skip_loss(distiller, [*recorders.recorders.values()], self._undo)
         return 'teacher tried in the first step'
 
@@ -154,10 +149,10 @@ def _skip_loss(distiller: Any, recorders: list[Any], undo: ExitStack) -> None:
             with random_state_kept(teacher):
                 original(*args, mode='tensor', **kwargs)
             again = [one.data_buffer for one in recorders]
-            same = apart(again, recorded) < 1e-5
+            same = fast_teacher.apart(again, recorded) < 1e-5
             return '' if same else 'recorders get something else without it'
-        except CODE_ERRORS as error:
-            return reason(error)
+        except fast_teacher.CODE_ERRORS as error:
+            return fast_teacher.reason(error)
         finally:
             for one, data in zip(recorders, recorded):
                 one._data_buffer = data
@@ -179,7 +174,7 @@ def _skip_loss(distiller: Any, recorders: list[Any], undo: ExitStack) -> None:
             original(*args, mode='tensor', **kwargs)
         return {}
 
-    replace_forward(teacher, forward, undo)
+    fast_teacher.replace_forward(teacher, forward, undo)
 
 
 def _use_channels_last(model: nn.Module,

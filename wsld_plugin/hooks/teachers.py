@@ -10,12 +10,8 @@ from torch import nn
 def distillers(model: Any) -> dict[str, Any]:
     """Modules with a ``teacher`` and ``teacher_trainable``, as in mmrazor.
 
-    Args:
-        model: The runner's module, wrapped for distributed training or not.
-
-    Returns:
-        Distillers by the dotted path of their teacher in the unwrapped
-        model; ``'teacher'`` where the model itself is the distiller.
+    By the dotted path of their teacher in the model, unwrapped if it was
+    wrapped; ``'teacher'`` where the model itself is the distiller.
     """
     if is_model_wrapper(model):
         model = model.module

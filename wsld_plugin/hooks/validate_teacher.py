@@ -1,15 +1,12 @@
 """See how good the teacher is before a student learns from it."""
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner, autocast
-from torch import nn
 
 from .teachers import distillers
 from .undo import random_state_kept
@@ -55,22 +52,16 @@ def _validate(runner: Runner, distiller: Any) -> dict[str, float]:
     runner.logger.info('Validating the teacher on %d batches.',
                        len(loop.dataloader))
     teacher = distiller.teacher
-    with random_state_kept(teacher), _evaluating(teacher):
-        for batch in loop.dataloader:
-            with autocast(enabled=loop.fp16):
-                data = distiller.data_preprocessor(batch, False)
-                outputs = teacher(**data, mode='predict')
-            loop.evaluator.process(data_samples=outputs, data_batch=batch)
-        return loop.evaluator.evaluate(len(loop.dataloader.dataset))
-
-
-@contextmanager
-def _evaluating(teacher: nn.Module) -> Iterator[None]:
-    """Evaluation mode that leaves no trace."""
     modes = [(part, part.training) for part in teacher.modules()]
     teacher.eval()
     try:
-        yield
+        with random_state_kept(teacher):
+            for batch in loop.dataloader:
+                with autocast(enabled=loop.fp16):
+                    data = distiller.data_preprocessor(batch, False)
+                    outputs = teacher(**data, mode='predict')
+                loop.evaluator.process(data_samples=outputs, data_batch=batch)
+            return loop.evaluator.evaluate(len(loop.dataloader.dataset))
     finally:
         for part, training in modes:
             part.training = training

@@ -17,14 +17,11 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor
 
-from ..functional import (
-    log_cross_entropy,
-    regularization_samples,
-    wsld_weight,
-)
 from ..functional.blocks import block_positions, cut
 from ..functional.dense import without_channel
 from ..functional.inputs import has_class_indices, split_labels
+from ..functional.regularization import regularization_samples
+from ..functional.weight import log_cross_entropy, wsld_weight
 from ..losses import WSLDLoss
 from .undo import train_within
 

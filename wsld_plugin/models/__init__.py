@@ -1,11 +1,6 @@
 """Networks that mmpretrain lacks, the table of those we train, teachers."""
-from .sources import (
-    NetworkError,
-    Source,
-    build_network,
-    classifier,
-    find_network,
-)
+from .building import NetworkError, build_network
+from .sources import Source, classifier, find_network
 from .teacher import Teacher
 
 __all__ = [

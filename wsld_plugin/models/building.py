@@ -13,13 +13,9 @@ from typing import Any, Optional, Union
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, fx, nn
 
-from ..checkpoints import (
-    CheckpointError,
-    load_weights,
-    read_checkpoint,
-    student_weights,
-)
+from ..checkpoints import CheckpointError, load_weights, read_checkpoint
 from ..checkpoints.loading import unwrapped
+from ..checkpoints.student import student_weights
 
 
 class NetworkError(ValueError):
@@ -29,10 +25,8 @@ class NetworkError(ValueError):
 class Network(nn.Module):
     """A classifier: RGB pictures ``(N, 3, H, W)`` to logits ``(N, C)``.
 
-    Attributes:
-        network: The library's own module.
-        num_classes: C.
-        is_init: Whether all its weights were loaded, the last layer's too.
+    ``network`` is the library's own module; ``is_init`` says whether all its
+    weights were loaded, the last layer's too.
     """
 
     def __init__(self,
@@ -211,15 +205,10 @@ def kind_of(config: Mapping[str, Any]) -> str:
 
 
 def load_own(network: nn.Module, path: str, num_classes: int) -> bool:
-    """Load a file in a network's own names.
-
-    Args:
-        network: Must fit, but for last layers with another class count.
-        path: ``.safetensors``, or a checkpoint's file or URL.
-        num_classes: Of the network.
+    """Load a file, or a URL's, in a network's own names.
 
     Returns:
-        Whether the last layers' were loaded, too.
+        Whether last layers were loaded, too, rather than of other classes.
 
     Raises:
         CheckpointError: If it cannot be read or does not fit.

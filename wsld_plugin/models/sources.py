@@ -9,16 +9,11 @@ from typing import Any, NamedTuple, Optional, Union
 
 from mmengine.config import Config
 
-from ..checkpoints import (
-    CheckpointError,
-    read_checkpoint,
-    student_checkpoint,
-    student_model,
-)
+from ..checkpoints.loading import CheckpointError, read_checkpoint
+from ..checkpoints.student import student_checkpoint, student_model
 from ..config import ConfigError, load_config
 from .building import (
     NetworkError,
-    build_network,
     check_name,
     find_function,
     hub,
@@ -29,11 +24,6 @@ from .building import (
 )
 from .networks import NETWORKS
 from .networks import network as network_of_table
-
-__all__ = [
-    'NetworkError', 'Source', 'build_network', 'classifier', 'find_network',
-    'zoo_name'
-]
 
 Pixels = tuple[float, float, float]
 
@@ -166,10 +156,8 @@ def zoo_name(name: str) -> str:
     up to a ``_``, but may lack sizes of patches, windows and the like
     (``vit-base`` of ``vit-base-p16_...``). Of several, in this order: the
     one for ImageNet-1k; from scratch; with published weights; trained by
-    mmpretrain itself; with the fewest words; first in the alphabet.
-
-    Raises:
-        NetworkError: If there is none; names similar ones.
+    mmpretrain itself; with the fewest words; first in the alphabet. A
+    NetworkError names similar ones.
     """
     from mmpretrain.apis.model import ModelHub
     ModelHub._register_mmpretrain_models()
