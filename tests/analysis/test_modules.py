@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmengine.registry import MODELS, DefaultScope
@@ -49,6 +50,24 @@ def test_each_row_is_a_source_that_records_its_shape():
 def test_a_cached_teacher_has_its_answers_only():
     table = recordable_modules(config('wsld_r34_r18_digits-cached'))
     assert table[table.network == 'teacher'].source.tolist() == ['head.fc']
+
+
+@pytest.mark.parametrize('step', [
+    dict(type='RandomCrop', crop_size=(32, 64)),
+    dict(type='mmpretrain.RandomResizedCrop', scale=(32, 64)),
+    dict(type='CenterCrop', crop_size=(64, 32)),
+    dict(type='Resize', scale=(64, 32)),
+])
+def test_the_picture_is_as_high_as_the_pipeline_makes_it(step):
+    from mmcv.transforms import TRANSFORMS
+    cfg = config('ce_r18_digits')
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        made = TRANSFORMS.build(step)(dict(
+            img=np.zeros((99, 99, 3), np.uint8), img_shape=(99, 99)))
+    assert made['img'].shape == (32, 64, 3)
+    cfg.test_dataloader.dataset.pipeline = [step]
+    output, = recordable_modules(cfg, 'backbone.layer1').output
+    assert output == '(1, 64, 8, 16)'
 
 
 def test_pattern_and_plain_classifier():

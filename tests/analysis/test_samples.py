@@ -111,6 +111,12 @@ def test_pictures_without_labels_are_read_as_those_of_val() -> None:
             for s in batch['data_samples']] == [0, 1, 2] + 3 * [-100]
 
 
+def test_training_samples_of_a_cached_teacher_are_read_once():
+    cfg = Config.fromfile(CONFIGS / 'wsld_r34_r18_digits-cached.py')
+    size = 100
+    assert len(evaluation_loader(cfg, 'train').dataset) == size
+
+
 def test_networks_see_what_they_were_trained_on() -> None:
     cfg = Config.fromfile(CONFIGS / 'ce_r18_digits.py')
     with DefaultScope.overwrite_default_scope('mmpretrain'):

@@ -112,6 +112,10 @@ def _shape(cfg: Config) -> tuple[int, int]:
             if isinstance(size, int):
                 return size, size
             if isinstance(size, (tuple, list)) and len(size) == 2:
-                return size[1], size[0]
+                # mmpretrain's and mmseg's put the height first, mmcv's and
+                # mmdet's the width.
+                width_first = cfg.get('default_scope') == 'mmdet' or not str(
+                    step['type']).endswith(('RandomCrop', 'RandomResizedCrop'))
+                return size[::-1] if width_first else tuple(size)
     raise AnalysisError('the pipelines of the config do not say how large a '
                         'picture is: give its shape')

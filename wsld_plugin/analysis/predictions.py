@@ -40,6 +40,8 @@ def evaluation_loader(cfg: Config, split: str) -> DataLoader:
     loader = deepcopy(cfg.val_dataloader)
     pipeline = next(_leaves(loader.dataset)).get('pipeline', [])
     loader.dataset = deepcopy(cfg[f'{split}_dataloader'].dataset)
+    if loader.dataset.get('type') == 'SeededViews':
+        loader.dataset = loader.dataset.dataset  # each sample once
     for leaf in _leaves(loader.dataset):
         leaf.pipeline = deepcopy(pipeline)
     loader.pop('batch_sampler', None)
