@@ -1,12 +1,12 @@
 """What all tests share."""
 from __future__ import annotations
 
+import functools
 import importlib.util
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -35,18 +35,9 @@ def _configs_as_they_are() -> Iterator[None]:
     from mmengine.config import config
     with pytest.MonkeyPatch.context() as patch:
         if hasattr(config, 'FormatCode'):
-            patch.setattr(config, 'FormatCode', _AsItIs(config.FormatCode))
+            patch.setattr(config, 'FormatCode', functools.update_wrapper(
+                lambda text, **kwargs: (text, True), config.FormatCode))
         yield
-
-
-class _AsItIs:
-    """What yapf's function returns, without what it does."""
-
-    def __init__(self, real: Callable[..., Any]) -> None:
-        self.real = real
-
-    def __call__(self, text: str, **kwargs: Any) -> tuple[str, bool]:
-        return text, True
 
 
 @pytest.fixture(params=[

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config, DictAction
-from mmengine.registry import DATASETS, MODELS, DefaultScope, Registry
+from mmengine.registry import DATASETS, MODELS, Registry
 from mmengine.runner import Runner
 from mmpretrain.apis.model import ModelHub
 from mmpretrain.datasets import CIFAR100
@@ -71,9 +71,8 @@ def compare(name: str, main: str) -> dict[str, tuple]:
     return differences(load(main).to_dict(), load(name).to_dict())
 
 
-def build(cfg: Any, registry: Registry = MODELS) -> Any:
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        return registry.build(cfg)
+def build(cfg: dict[str, Any], registry: Registry = MODELS) -> Any:
+    return registry.build(dict(cfg, _scope_='mmpretrain'))
 
 
 def make_runner(cfg: Config, work_dir: Path) -> Runner:
@@ -81,18 +80,6 @@ def make_runner(cfg: Config, work_dir: Path) -> Runner:
     cfg.experiment_name = f'{work_dir.parent.name}_{work_dir.name}'
     cfg.log_level = 'WARNING'
     return Runner.from_cfg(cfg)
-
-
-def first_step(cfg: Config, work_dir: Path) -> tuple[Any, list, dict]:
-    """The model after a backward pass, its samples and its losses."""
-    runner = make_runner(cfg, work_dir)
-    model = runner.model
-    batch = next(iter(runner.train_dataloader))
-    data = model.data_preprocessor(batch, training=True)
-    loss, losses = model.parse_losses(model(**data, mode='loss'))
-    loss.backward()
-    assert all(torch.isfinite(value) for value in losses.values())
-    return model, data['data_samples'], losses
 
 
 @pytest.mark.parametrize('name', LEAVES)
@@ -233,12 +220,9 @@ def small_run(name: str, pictures: Path, work_dir: Path) -> dict[str, Any]:
     """Overrides that make a shipped config run here, and nothing else."""
     _, teacher, _, data, suffix = parse(name)
     options: dict[str, Any] = {
-        'work_dir': str(work_dir),
-        'train_dataloader.batch_size': 4,
-        'train_dataloader.num_workers': 0,
-        'val_dataloader.num_workers': 0,
-        'train_cfg.max_epochs': 1,
-    }
+        'work_dir': str(work_dir), 'train_cfg.max_epochs': 1,
+        'train_dataloader.batch_size': 4, 'train_dataloader.num_workers': 0,
+        'val_dataloader.num_workers': 0}
     train, val, test = (
         f'{split}_dataloader.dataset' for split in ('train', 'val', 'test'))
     if teacher:
@@ -248,9 +232,7 @@ def small_run(name: str, pictures: Path, work_dir: Path) -> dict[str, Any]:
         options |= {
             'model.teacher.teacher_ckpt': str(work_dir / 'teacher.pth'),
             'model.teacher.cache': str(work_dir / 'cache'),
-            f'{train}.views': 1,
-            f'{train}.dataset.indices': 4,
-        }
+            f'{train}.views': 1, f'{train}.dataset.indices': 4}
         train += '.dataset'
     if data == 'cifar10':
         train, val = f'{train}.dataset', f'{val}.dataset'
@@ -272,7 +254,13 @@ def test_it_builds_and_learns(name: str, pictures: Path, tmp_path: Path,
         call_tool('cache_teacher.py', FOLDER / f'{name}.py', '--cfg-options',
                   *(f'{key}={value}' for key, value in options.items()))
     cfg.merge_from_dict(options)
-    model, _, losses = first_step(cfg, tmp_path)
+    runner = make_runner(cfg, tmp_path)
+    model = runner.model
+    data = model.data_preprocessor(
+        next(iter(runner.train_dataloader)), training=True)
+    loss, losses = model.parse_losses(model(**data, mode='loss'))
+    loss.backward()
+    assert all(torch.isfinite(value) for value in losses.values())
     method, teacher, *_ = parse(name)
     assert [key for key in losses if key.startswith('distill')
             ] == ([f'distill.loss_{method}'] if teacher else [])

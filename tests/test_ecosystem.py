@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from mmengine.runner import Runner
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-import wsld_plugin  # noqa: F401
+from wsld_plugin.losses import WSLDLoss
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = 'wsld_r34_r18_in1k-evalbn'
@@ -147,14 +148,16 @@ def test_existing_pipeline_trains_with_our_loss(tmp_path: Path) -> None:
             for left in (0, 90):
                 piece = Image.fromarray(photo[:, left:left + 300])
                 piece.save(folder / f'{left}.jpg')
-    # The user's file with one line more and another loss.
+    # The user's file with the README's changes.
     text = (ROOT / 'docs' / 'existing_pipeline.py').read_text()
-    assert text.count("type='WSLD'") == 1
-    line = ("custom_imports = dict(imports=['wsld_plugin'], "
-            'allow_failed_imports=False)\n')
-    assert f'+{line}' in (ROOT / 'docs' / 'migration.md').read_text()
+    diff, = re.findall(r'```diff\n(.*?)```', (ROOT / 'README.md').read_text(),
+                       re.DOTALL)
+    imports, removed, put = diff.splitlines()
+    assert f'{imports}\n' in (ROOT / 'docs' / 'migration.md').read_text()
+    assert (imports[0], removed[0], put[0]) == ('+', '-', '+')
+    assert text.count(removed[1:]) == 1
     cfg = Config.fromstring(
-        line + text.replace("type='WSLD'", "type='WSLDLoss'"), '.py')
+        f'{imports[1:]}\n{text.replace(removed[1:], put[1:])}', '.py')
     # There is no network where tests run.
     cfg.model.teacher.pretrained = False
     cfg.train_cfg.max_epochs = 1
@@ -164,6 +167,8 @@ def test_existing_pipeline_trains_with_our_loss(tmp_path: Path) -> None:
     cfg.update(work_dir=str(tmp_path / 'run'), log_level='WARNING',
                test_dataloader=None, test_evaluator=None, test_cfg=None)
     runner = Runner.from_cfg(cfg)
+    loss = runner.model.distiller.distill_losses.loss_wsld
+    assert (type(loss), loss.tau, loss.loss_weight) == (WSLDLoss, 2, 2.5)
     before = runner.model.architecture.head.fc.weight.detach().clone()
     runner.train()
     assert runner.iter == 2

@@ -55,9 +55,7 @@ def test_trains_saves_and_resumes(trained, capsys):
     state = CheckpointLoader.load_checkpoint(str(trained['checkpoint']))
     assert 'loss_scaler' in state['optimizer']
     assert 'rank 0 of 1: iter 4' in trained['stdout']
-    cfg = config(str(trained['work_dir']), epochs=2)
-    cfg.optim_wrapper.update(
-        type='AmpOptimWrapper', dtype='bfloat16', loss_scale='dynamic')
+    cfg = config(str(trained['work_dir']), epochs=2, amp='bfloat16')
     cfg.update(experiment_name='resumed', resume=True)
     prepare_amp(cfg)
     runner = Runner.from_cfg(cfg)

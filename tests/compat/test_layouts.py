@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def yapf_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
     """As outside of the tests."""
-    monkeypatch.setattr(module, 'FormatCode', module.FormatCode.real)
+    monkeypatch.setattr(module, 'FormatCode', module.FormatCode.__wrapped__)
 
 
 def count(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> list:

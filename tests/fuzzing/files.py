@@ -124,55 +124,48 @@ def checkpoints(folder: Path) -> dict[str, Case]:
 
 # ---------------------------------------------------------------- caches
 def caches(folder: Path) -> dict[str, Case]:
-    kinds: dict[str, Case] = {}
-    for name, top_k in (('all classes', None), ('top 3', 3)):
-        logits, labels = stored.confident(12)
-        place = folder / name
-        cache = stored.store(place, logits, labels, top_k)
-        files = {file: (place / file).read_bytes()
-                 for file in (MANIFEST, ROWS)}
-        rows = cache.rows(range(len(cache)))
-        right = decode(unpack(rows, torch.device('cpu')), 12)
-        expect(torch.allclose(right.softmax(1).gather(1, labels[:, None]),
-                              logits.softmax(1).gather(1, labels[:, None]),
-                              atol=1e-5), 'the cache itself')
-
-        def damaged(place: Path, files: dict, right: torch.Tensor, file: str,
-                    damage: Callable, draw: Random) -> str:
-            for other, data in files.items():
-                (place / other).write_bytes(data)
-            if damage is swapped:
-                size = len(files[ROWS]) // len(right)
-                data = swapped(files[ROWS], draw, size)
-            else:
-                data = damage(files[file], draw)
-            (place / file).write_bytes(data)
-            chosen = draw.sample(range(len(right)), 40)
-
-            def read() -> torch.Tensor:
-                return decode(unpack(TeacherCache(place).rows(chosen),
-                                     torch.device('cpu')), 12)
-
-            def judge(found: torch.Tensor) -> str:
-                expect(torch.equal(found, right[chosen]),
-                       'silently other logits')
-                return RIGHT
-
-            return judged(TeacherCacheError, read, judge)
-
-        kinds.update({
-            f'{name}: {file} {what}': partial(damaged, place, files, right,
-                                              file, damage)
-            for file in files for what, damage in {
-                **DAMAGES, 'rows swapped': swapped}.items()})
-    return kinds
+    return {f'{name}: {kind}': case
+            for name, top_k in (('all classes', None), ('top 3', 3))
+            for kind, case in one_cache(folder / name, top_k).items()}
 
 
-def swapped(data: bytes, draw: Random, size: int = 1) -> bytes:
-    one, two = sorted(draw.sample(range(len(data) // size), 2))
-    rows = [data[at:at + size] for at in range(0, len(data), size)]
-    rows[one], rows[two] = rows[two], rows[one]
-    return b''.join(rows)
+def one_cache(place: Path, top_k: int | None) -> dict[str, Case]:
+    logits, labels = stored.confident(12)
+    cache = stored.store(place, logits, labels, top_k)
+    files = {file: (place / file).read_bytes() for file in (MANIFEST, ROWS)}
+
+    def read(rows: Any) -> torch.Tensor:
+        return decode(unpack(TeacherCache(place).rows(rows),
+                             torch.device('cpu')), 12)
+
+    right = read(range(len(cache)))
+    expect(torch.allclose(right.softmax(1).gather(1, labels[:, None]),
+                          logits.softmax(1).gather(1, labels[:, None]),
+                          atol=1e-5), 'the cache itself')
+
+    def damaged(file: str, damage: Callable, draw: Random) -> str:
+        for other, data in files.items():
+            (place / other).write_bytes(data)
+        (place / file).write_bytes(damage(files[file], draw))
+        chosen = draw.sample(range(len(right)), 40)
+
+        def judge(found: torch.Tensor) -> str:
+            expect(torch.equal(found, right[chosen]), 'silently other logits')
+            return RIGHT
+
+        return judged(TeacherCacheError, lambda: read(chosen), judge)
+
+    def swapped(data: bytes, draw: Random) -> bytes:
+        rows = [*map(bytes, np.frombuffer(data, 'u1').reshape(
+            len(right), -1))]
+        one, two = draw.sample(range(len(rows)), 2)
+        rows[one], rows[two] = rows[two], rows[one]
+        return b''.join(rows)
+
+    return {
+        **{f'{file} {what}': partial(damaged, file, damage)
+           for file in files for what, damage in DAMAGES.items()},
+        f'{ROWS} rows swapped': partial(damaged, ROWS, swapped)}
 
 
 # ---------------------------------------------------------------- pictures

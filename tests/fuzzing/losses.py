@@ -73,19 +73,18 @@ def right_loss(kind: str, draw: Random) -> str:
     value.sum().backward()
     tau, weight = settings['tau'], settings['loss_weight']
     w = 1.0 if 'weighting' in settings else None
-    rows, count = [], max(1, len([*filter(None, loss_tester.targets_of(
-        labels, student.shape[1], ignore))]))
-    for s, t, y in zip(*(loss_tester.rows_of(x.clamp(min=-1e300) if
-                                             x.dtype == torch.float64 else x)
-                         for x in (student, teacher)),
-                       loss_tester.targets_of(labels, student.shape[1],
-                                              ignore)):
+
+    def row(s: list, t: list, y: list | None) -> tuple[float, list]:
         s, t = ([max(z, -1e300) for z in x] for x in (s, t))
-        rows.append((0.0, [0.0] * len(s)) if y is None else oracle.row(
-            s, t, y, tau, settings['eps'], w))
-    exact = torch.tensor([v for v, _ in rows], dtype=torch.float64) * weight
-    slopes = torch.tensor([g for _, g in rows], dtype=torch.float64) * weight
+        return (0.0, [0.0] * len(s)) if y is None else oracle.row(
+            s, t, y, tau, settings['eps'], w)
+
+    exact, slopes = (weight * x for x in loss_tester.judge(
+        row, student, teacher, labels, ignore))
+    exact, rows = exact.flatten(), exact.numel()
     if settings['reduction'] == 'mean':
+        count = max(1, rows if labels.is_floating_point() else
+                    (labels != ignore).sum().item())
         exact, slopes = exact / count, slopes / count
     got = value.detach().double().flatten()
     if settings['reduction'] != 'none':
@@ -97,11 +96,10 @@ def right_loss(kind: str, draw: Random) -> str:
     # Rounding of logits that large, in the exponent of each probability.
     near = unit * (16 + 8 * top) * tau * weight
     bound = near * (exact.abs().max().item() / tau / weight + tau + top
-                    if len(exact) else 0) * max(1, len(rows))
+                    if len(exact) else 0) * max(1, rows)
     expect(len(got) == len(exact) and ((got - exact).abs() <= bound).all(),
            f'{got.tolist()}, expected {exact.tolist()} by {bound}')
-    grad = student.grad.double().movedim(1, -1).flatten(0, -2)
-    slopes = slopes.view(grad.shape)
+    grad = student.grad.double()
     half = loss_tester.TOLERANCES[student.dtype][1]
     bound = near + half * slopes.abs() + 6e-8
     expect(((grad - slopes).abs() <= bound).all(),

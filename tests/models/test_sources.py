@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import MODELS
 from mmpretrain.structures import DataSample
 from torch import nn
 
@@ -26,17 +26,21 @@ from wsld_plugin.models.sources import zoo_name
 IMAGENET = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
-def outputs(network: nn.Module, size: int) -> torch.Tensor:
+def build(model: dict[str, Any]) -> nn.Module:
+    return MODELS.build(dict(model, _scope_='mmpretrain'))
+
+
+def outputs(network: nn.Module, size: int, flip: bool = False) -> torch.Tensor:
+    pictures = torch.rand(2, 3, size, size, generator=torch.Generator())
     with torch.no_grad():
-        return network.eval()(
-            torch.rand(2, 3, size, size, generator=torch.Generator()))
+        return network.eval()(pictures.flip(1) if flip else pictures)
 
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder for own code, `own.py`, which is imported anew."""
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(__import__('sys').modules, 'own', raising=False)
+    monkeypatch.delitem(sys.modules, 'own', raising=False)
     return tmp_path
 
 
@@ -188,10 +192,7 @@ def test_bgr_networks_get_bgr() -> None:
     source = find_network('regnetx-400mf@none')
     assert source.mean == IMAGENET[0]
     bgr = build_network(source.network, 3)
-    assert torch.equal(
-        outputs(bgr, 40),
-        bgr.network(torch.rand(2, 3, 40, 40, generator=torch.Generator()
-                               ).flip(1)))
+    assert torch.equal(outputs(bgr, 40), outputs(bgr.network, 40, flip=True))
     # CIFAR's pictures are RGB though nobody turned them.
     cifar = find_network('resnet18_8xb16_cifar10@none')
     assert cifar.network['data_preprocessor']['to_rgb']
@@ -207,8 +208,8 @@ def test_bgr_networks_get_bgr() -> None:
     ({}, False, (0, 0, 0)),
     (dict(type='Normalize', mean=[1, 2, 3], std=[4, 5, 6]), True, (1, 2, 3))])
 def test_a_config_says_what_pixels_it_takes(
-        said: dict[str, Any], rgb: bool, mean: tuple[float, ...], own: Path,
-        tmp_path: Path) -> None:
+        said: dict[str, Any], rgb: bool, mean: tuple[float, ...],
+        own: Path) -> None:
     (own / 'own.py').touch()
     model = dict(classifier('wrn-16-2', 2, *IMAGENET), data_preprocessor=said)
     steps = [dict(type='CenterCrop', crop_size=40)]
@@ -216,8 +217,8 @@ def test_a_config_says_what_pixels_it_takes(
         steps.append(model.pop('data_preprocessor'))
     Config(dict(
         model=model, custom_imports=dict(imports='own'), test_dataloader=dict(
-            dataset=dict(pipeline=steps)))).dump(tmp_path / 'net.py')
-    source = find_network(f'{tmp_path}/net.py@{tmp_path}/net.py')
+            dataset=dict(pipeline=steps)))).dump(own / 'net.py')
+    source = find_network(f'{own}/net.py@{own}/net.py')
     assert source.network['data_preprocessor']['to_rgb'] == rgb
     assert source.mean == mean and source.size == 40
     assert source.imports == ('own', )
@@ -229,9 +230,8 @@ def test_what_is_not_installed_is_said(
     with pytest.raises(NetworkError, match="the extra 'distil' has timm"):
         find_network('timm:resnet10t')
     model = classifier('wrn-16-2', 2, *IMAGENET)
-    network = MODELS.build(dict(model, _scope_='mmpretrain'))
     config = Config(dict(model=model, custom_imports=dict(imports='gone')))
-    torch.save(dict(state_dict=network.state_dict(),
+    torch.save(dict(state_dict=build(model).state_dict(),
                     meta=dict(cfg=config.pretty_text)), tmp_path / 'run.pth')
     with pytest.raises(NetworkError, match=r'of its own: .*gone') as told:
         find_network(str(tmp_path / 'run.pth'))
@@ -257,9 +257,7 @@ def test_heads_that_distil_are_tuned() -> None:
 def test_students_losses_get_logits_and_labels(
         name: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.ERROR)
-    config = classifier(name, 3, *IMAGENET)
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        model = MODELS.build(config)
+    model = build(classifier(name, 3, *IMAGENET))
     seen: dict[str, Any] = {}
     model.head.loss_module.register_forward_hook(
         lambda _, inputs, output: seen.update(scores=inputs[0],
@@ -285,8 +283,7 @@ def test_what_cannot_learn_is_refused(name: str) -> None:
 
 def test_a_run_names_its_network(tmp_path: Path) -> None:
     config = classifier('wrn-16-2', 2, (1, 2, 3), (4, 5, 6))
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        model = MODELS.build(config)
+    model = build(config)
     test = dict(dataset=dict(type='CustomDataset', pipeline=[
         dict(type='CenterCrop', crop_size=32)]))
     file = tmp_path / 'x_20260101-01234567.pth'

@@ -2,13 +2,15 @@
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from mmpretrain.models import ClsDataPreprocessor
 from mmpretrain.structures import DataSample
@@ -21,6 +23,9 @@ from wsld_plugin.models import Teacher
 ROOT = Path(__file__).parents[2]
 STUDENT = dict(mean=[77.5, 80, 90], std=[82.3, 70, 60])
 OTHER = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
+MEAN, STD, OWN_MEAN, OWN_STD = (
+    torch.tensor(one[key]).view(-1, 1, 1)
+    for one in (STUDENT, OTHER) for key in ('mean', 'std'))
 
 
 class Look(nn.Module):
@@ -36,15 +41,8 @@ class Look(nn.Module):
         return self.fc(self.norm(x).mean((2, 3)))
 
 
-@pytest.fixture(autouse=True)
-def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    monkeypatch.setitem(__import__('sys').modules, 'own_networks',
-                        __import__('sys').modules[__name__])
-
-
 def look(**fields: Any) -> dict[str, Any]:
-    return dict(network='python:own_networks.Look', num_classes=5, **fields)
+    return dict(network=f'python:{__name__}.Look', num_classes=5, **fields)
 
 
 def seen(teacher: Teacher) -> Tensor:
@@ -56,16 +54,13 @@ def seen(teacher: Teacher) -> Tensor:
 def test_a_member_gets_its_own_preprocessors_pixels(
         rgb: bool, dtype: torch.dtype | None) -> None:
     files = [torch.randint(256, (3, 12, 12)).byte() for _ in range(4)]
-    order = 1 if rgb else -1
     # Files are BGR. This student may leave them so.
+    inputs = dict({key: value if rgb else value[::-1]
+                   for key, value in STUDENT.items()}, to_rgb=rgb)
     student, own = (
-        ClsDataPreprocessor(**pixels, to_rgb=turned)(
-            dict(inputs=files))['inputs']
-        for pixels, turned in (
-            ({key: value[::order] for key, value in STUDENT.items()}, rgb),
-            (OTHER, True)))
-    teacher = Teacher([look(**OTHER)], inputs=dict(
-        {key: value[::order] for key, value in STUDENT.items()}, to_rgb=rgb))
+        ClsDataPreprocessor(**pixels)(dict(inputs=files))['inputs']
+        for pixels in (inputs, dict(OTHER, to_rgb=True)))
+    teacher = Teacher([look(**OTHER)], inputs=inputs)
     if dtype is None:
         # mmengine's mixed precision leaves pictures in float32.
         with torch.autocast('cpu', dtype=torch.bfloat16):
@@ -78,12 +73,9 @@ def test_a_member_gets_its_own_preprocessors_pixels(
         assert (seen(teacher) - own).abs().max() < 2e-6
         return
     # Made in float32 of what came in half precision, and rounded once.
-    mean, std, own_mean, own_std = (
-        torch.tensor(one[key]).view(-1, 1, 1)
-        for one in (STUDENT, OTHER) for key in ('mean', 'std'))
     rgb_pictures = student if rgb else student.flip(1)
-    pixels = rgb_pictures.to(dtype).float() * std + mean
-    own = ((pixels - own_mean) / own_std).to(dtype)
+    pixels = rgb_pictures.to(dtype).float() * STD + MEAN
+    own = ((pixels - OWN_MEAN) / OWN_STD).to(dtype)
     assert (seen(teacher) == own).float().mean() > 0.99
 
 
@@ -97,13 +89,10 @@ def test_what_is_the_students_is_not_computed() -> None:
 
 def test_a_member_gets_its_own_size() -> None:
     pixels = torch.randint(256, (2, 3, 12, 12)).float()
-    mean, std, own_mean, own_std = (
-        torch.tensor(one[key]).view(-1, 1, 1)
-        for one in (STUDENT, OTHER) for key in ('mean', 'std'))
     teacher = Teacher([look(size=8, **OTHER)], inputs=STUDENT)
-    teacher((pixels - mean) / std)
+    teacher((pixels - MEAN) / STD)
     own = F.interpolate(pixels, (8, 8), mode='bilinear', antialias=True)
-    assert (seen(teacher) - (own - own_mean) / own_std).abs().max() < 5e-6
+    assert (seen(teacher) - (own - OWN_MEAN) / OWN_STD).abs().max() < 5e-6
 
 
 @pytest.mark.parametrize('combine', ['probabilities', 'logits'])
@@ -225,12 +214,11 @@ def test_shipped_configs_take_a_step(
         transformers = pytest.importorskip('transformers')
         transformers.ViTConfig(num_hidden_layers=1).save_pretrained(tmp_path)
         cfg.teacher.members[0].network = f'hf:{tmp_path}'
-    monkeypatch.setitem(__import__('sys').modules, 'my_networks',
-                        __import__('types').SimpleNamespace(network=Look))
+    monkeypatch.setitem(sys.modules, 'my_networks',
+                        SimpleNamespace(network=Look))
     for member in cfg.teacher.members:
         assert member.pop('weights')
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        model = MODELS.build(cfg)
+    model = MODELS.build(dict(cfg, _scope_='mmpretrain'))
     data = model.data_preprocessor(dict(
         inputs=[torch.randint(256, (3, 64, 64)).byte() for _ in range(2)],
         data_samples=[DataSample().set_gt_label(i) for i in range(2)]), True)
