@@ -9,8 +9,6 @@ Run by hand; docs/reliability.md has what it showed::
     python tests/faults.py twice --times 6
     python tests/faults.py workers --times 6 --processes 2
 """
-from __future__ import annotations
-
 import argparse
 import os
 import signal
@@ -28,16 +26,16 @@ sys.path[:0] = map(str, (TESTS, TESTS / 'caching', TOOLS.parent,
                          TOOLS / 'experiments'))
 
 
-def print_counts(title: str, counts: Counter) -> None:
+def print_counts(title, counts):
     print(f'\n{title}')
     for row, number in sorted(counts.items()):
         print(f'{number:7}  ' + '  '.join(f'{cell:30}' for cell in row))
 
 
 # ---------------------------------------------------------------- fuzz
-def fuzz(args: argparse.Namespace, draw: Random, folder: Path) -> int:
+def fuzz(args, draw, folder):
     from fuzzing import AREAS, one_case
-    counts: Counter = Counter()
+    counts = Counter()
     faults, began = [], time.process_time()
     for area in args.areas or AREAS:
         share, prepare = AREAS[area]
@@ -58,7 +56,7 @@ def fuzz(args: argparse.Namespace, draw: Random, folder: Path) -> int:
 
 
 # ---------------------------------------------------------------- kill -9
-def start(command: list, log: Path, **environment: str) -> subprocess.Popen:
+def start(command, log, **environment):
     with log.open('a') as file:
         return subprocess.Popen(
             [*map(str, command)], stdout=file, stderr=subprocess.STDOUT,
@@ -67,7 +65,7 @@ def start(command: list, log: Path, **environment: str) -> subprocess.Popen:
                 PYTHONPATH=str(TOOLS.parent), **environment))
 
 
-def seconds_to_finish(run: subprocess.Popen, log: Path) -> float:
+def seconds_to_finish(run, log):
     began = time.monotonic()
     if not alive_after(run, 1200) and run.returncode == 0:
         return time.monotonic() - began
@@ -76,7 +74,7 @@ def seconds_to_finish(run: subprocess.Popen, log: Path) -> float:
     raise SystemExit(f'{run.returncode}: {log.read_text()[-2000:]}')
 
 
-def alive_after(run: subprocess.Popen, seconds: float) -> bool:
+def alive_after(run, seconds):
     try:
         run.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -84,7 +82,7 @@ def alive_after(run: subprocess.Popen, seconds: float) -> bool:
     return False
 
 
-def writing(folder: Path) -> str:
+def writing(folder):
     """Whether a file was left half written, just now and not before."""
     found = [path for path in folder.rglob('*.part')
              if not path.with_suffix('.seen').exists()]
@@ -93,7 +91,7 @@ def writing(folder: Path) -> str:
     return 'in a write' if found else ''
 
 
-def differing(one: Path, two: Path) -> list[str]:
+def differing(one, two):
     """Weights that are not the same bit by bit in two checkpoints."""
     import torch
 
@@ -105,7 +103,7 @@ def differing(one: Path, two: Path) -> list[str]:
             or not torch.equal(first[key], second[key])]
 
 
-def write_pictures(folder: Path) -> None:
+def write_pictures(folder):
     from wsld_plugin.datasets.digits import write_digits
     write_digits(folder)
     for one in folder.glob('*/*'):
@@ -117,17 +115,16 @@ def write_pictures(folder: Path) -> None:
 class Calls:
     """The one call on a few digits, in folders beside each other."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder):
         self.folder, self.counts, self.wrong = folder, Counter(), 0
         write_pictures(folder / 'digits')
         self.whole = seconds_to_finish(self.begin('whole'), self.log('whole'))
         print(f'uninterrupted: {self.whole:.0f} s', flush=True)
 
-    def log(self, out: str) -> Path:
+    def log(self, out):
         return self.folder / f'{out}.log'
 
-    def begin(self, out: str, log: str = '', **environment: str
-              ) -> subprocess.Popen:
+    def begin(self, out, log='', **environment):
         return start([
             sys.executable, TOOLS / 'distil.py', '--data',
             self.folder / 'digits', '--teacher', 'resnet8@none', '--student',
@@ -135,13 +132,13 @@ class Calls:
             '--no-onnx', '--work-dir', self.folder / out
         ], self.log(log or out), **environment)
 
-    def stage(self, out: str) -> str:
+    def stage(self, out):
         return next((stage for end, stage in (
             ('student', '4 student'), ('teacher.pth', '3 after it'),
             ('teachers', '2 teacher'), ('call.json', '1 pictures'))
             if (self.folder / out / end).exists()), '0 start')
 
-    def finish(self, out: str, run: subprocess.Popen) -> None:
+    def finish(self, out, run):
         seconds_to_finish(run, self.log(out))
         bad = differing(*(path for place in ('whole', out) for path in
                           (self.folder / place).glob('*-????????.pth')))
@@ -150,8 +147,7 @@ class Calls:
               f'{len(bad)} weights differ', flush=True)
 
 
-    def report(self, title: str, students: int,
-               wrong: str = 'not the uninterrupted one') -> int:
+    def report(self, title, students, wrong='not the uninterrupted one'):
         print_counts(title, self.counts)
         print(f'\n{students} students, {self.wrong} {wrong}')
         return bool(self.wrong)
@@ -178,7 +174,7 @@ time_t time(time_t *now) {
 """
 
 
-def call(args: argparse.Namespace, draw: Random, folder: Path) -> int:
+def call(args, draw, folder):
     """Kills; with --clock, by gcc, each start at another time."""
     calls, clock, number = Calls(folder), folder / 'clock.so', 0
     if args.clock:
@@ -186,7 +182,7 @@ def call(args: argparse.Namespace, draw: Random, folder: Path) -> int:
             ['gcc', '-shared', '-fPIC', '-x', 'c', '-', '-o', clock, '-ldl'],
             input=CLOCK, text=True, check=True)
 
-    def begin(out: str) -> subprocess.Popen:
+    def begin(out):
         days = draw.uniform(-9, 9)
         return calls.begin(out, **dict(
             LD_PRELOAD=str(clock), AHEAD=str(round(days * 86400))
@@ -205,7 +201,7 @@ def call(args: argparse.Namespace, draw: Random, folder: Path) -> int:
     return calls.report('kills of the one call by stage', number)
 
 
-def disk(args: argparse.Namespace, draw: Random, folder: Path) -> int:
+def disk(args, draw, folder):
     """The disk is full at some byte, then larger; as root, on Linux."""
     calls = Calls(folder)
     needed = sum(path.stat().st_size for path in
@@ -233,7 +229,7 @@ def disk(args: argparse.Namespace, draw: Random, folder: Path) -> int:
     return calls.report('full disks by stage', args.times, 'faults')
 
 
-def twice(args: argparse.Namespace, draw: Random, folder: Path) -> int:
+def twice(args, draw, folder):
     """A second call in the same folder, at some moment of the first."""
     calls = Calls(folder)
     for number in range(args.times):
@@ -248,10 +244,10 @@ def twice(args: argparse.Namespace, draw: Random, folder: Path) -> int:
     return calls.report('second calls by stage of the first', args.times)
 
 
-def workers(args: argparse.Namespace, draw: Random, folder: Path) -> int:
+def workers(args, draw, folder):
     counts, wrong, number = Counter(), 0, 0
 
-    def begin(out: str) -> subprocess.Popen:
+    def begin(out):
         return start([
             'bash', TOOLS / 'dist_train.sh',
             TESTS / 'tools' / 'tiny_distillation.py', args.processes,
@@ -259,7 +255,7 @@ def workers(args: argparse.Namespace, draw: Random, folder: Path) -> int:
             'train_dataloader.num_workers=0'
         ], folder / f'{out}.log', MAX_RESTARTS='9')
 
-    def kill_one(run: subprocess.Popen, out: str) -> None:
+    def kill_one(run, out):
         # The launcher's children are the workers.
         found = Path(f'/proc/{run.pid}/task/{run.pid}/children')
         started = found.read_text().split()
@@ -294,7 +290,7 @@ def workers(args: argparse.Namespace, draw: Random, folder: Path) -> int:
     return bool(wrong)
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -1,20 +1,16 @@
 """Every shipped config: what it says, what a child changes, that it runs."""
-from __future__ import annotations
-
 import inspect
 import json
 import pickle
 import re
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import mmpretrain
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config, DictAction
-from mmengine.registry import DATASETS, MODELS, Registry
+from mmengine.registry import DATASETS, MODELS
 from mmengine.runner import Runner
 from mmpretrain.apis.model import ModelHub
 from mmpretrain.datasets import CIFAR100
@@ -41,25 +37,25 @@ STEPS = dict(in1k=[30, 60, 90], cifar100=[150, 180, 210])
 LOSSES = dict(kd='KLDivergence', wsld='WSLDLoss')
 
 
-def load(name: str) -> Config:
+def load(name):
     return Config.fromfile(FOLDER / f'{name}.py')
 
 
-def derive(name: str, text: str) -> Config:
+def derive(name, text):
     return Config.fromstring(f'_base_ = "{FOLDER}/{name}.py"\n{text}', '.py')
 
 
-def parse(name: str) -> tuple[str, str | None, str, str, str]:
+def parse(name):
     method, teacher, student, data, suffix = NAME.fullmatch(name).groups()
     teacher, student = (word and re.sub(r'^r(\d)', r'resnet\1', word)
                         for word in (teacher, student))
     return method or 'ce', teacher, student, data, suffix
 
 
-def differences(one: Any, other: Any, path: str = '') -> dict[str, tuple]:
+def differences(one, other, path=''):
     """Where two configs differ, by dotted path."""
     if isinstance(one, dict) and isinstance(other, dict):
-        found: dict[str, tuple] = {}
+        found = {}
         for key in one.keys() | other.keys():
             found |= differences(
                 one.get(key), other.get(key), f'{path}.{key}'.lstrip('.'))
@@ -67,15 +63,15 @@ def differences(one: Any, other: Any, path: str = '') -> dict[str, tuple]:
     return {} if one == other else {path: (one, other)}
 
 
-def compare(name: str, main: str) -> dict[str, tuple]:
+def compare(name, main):
     return differences(load(main).to_dict(), load(name).to_dict())
 
 
-def build(cfg: dict[str, Any], registry: Registry = MODELS) -> Any:
+def build(cfg, registry=MODELS):
     return registry.build(dict(cfg, _scope_='mmpretrain'))
 
 
-def make_runner(cfg: Config, work_dir: Path) -> Runner:
+def make_runner(cfg, work_dir):
     # mmengine shares state between runs of one name.
     cfg.experiment_name = f'{work_dir.parent.name}_{work_dir.name}'
     cfg.log_level = 'WARNING'
@@ -83,7 +79,7 @@ def make_runner(cfg: Config, work_dir: Path) -> Runner:
 
 
 @pytest.mark.parametrize('name', LEAVES)
-def test_a_leaf_is_what_its_name_says(name: str) -> None:
+def test_a_leaf_is_what_its_name_says(name):
     cfg = load(name)
     method, teacher, student, data, suffix = parse(name)
     # Nothing that a child could set in vain or replace without a thought.
@@ -113,7 +109,7 @@ def test_a_leaf_is_what_its_name_says(name: str) -> None:
 
 
 @pytest.mark.parametrize('name', LEAVES)
-def test_a_leaf_has_its_recipe(name: str) -> None:
+def test_a_leaf_has_its_recipe(name):
     cfg = load(name)
     method, teacher, student, data, suffix = parse(name)
     lr, decay, batch, epochs, (tau, weight) = RECIPES[data]
@@ -145,7 +141,7 @@ def test_a_leaf_has_its_recipe(name: str) -> None:
 @pytest.mark.parametrize('name', [
     name for name in LEAVES
     if parse(name)[0] in ('kd', 'dkd', 'dist') or '-cached' in name])
-def test_peers_differ_in_the_method_alone(name: str) -> None:
+def test_peers_differ_in_the_method_alone(name):
     method, *_, suffix = parse(name)
     if suffix:
         online = name[:-len('-cached')]
@@ -169,10 +165,10 @@ def test_peers_differ_in_the_method_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize('name', LEAVES)
-def test_a_child_changes_what_it_names(name: str) -> None:
+def test_a_child_changes_what_it_names(name):
     method, teacher, *_ = parse(name)
     at = 'model.teacher' if '-cached' in name else 'model'
-    options: dict[str, Any] = {
+    options = {
         'model.architecture.head.num_classes': 7,
         f'{at}.teacher.head.num_classes': 7,
         f'{at}.teacher_ckpt': 'mine.pth',
@@ -187,7 +183,7 @@ def test_a_child_changes_what_it_names(name: str) -> None:
 
 
 @pytest.fixture(scope='module')
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def pictures(tmp_path_factory):
     """Noise in the layouts of ImageNet, CIFAR-10 and CIFAR-100."""
     root = tmp_path_factory.mktemp('pictures')
     rng = np.random.default_rng(0)
@@ -216,10 +212,10 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield root
 
 
-def small_run(name: str, pictures: Path, work_dir: Path) -> dict[str, Any]:
+def small_run(name, pictures, work_dir):
     """Overrides that make a shipped config run here, and nothing else."""
     _, teacher, _, data, suffix = parse(name)
-    options: dict[str, Any] = {
+    options = {
         'work_dir': str(work_dir), 'train_cfg.max_epochs': 1,
         'train_dataloader.batch_size': 4, 'train_dataloader.num_workers': 0,
         'val_dataloader.num_workers': 0}
@@ -243,8 +239,7 @@ def small_run(name: str, pictures: Path, work_dir: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize('name', LEAVES)
-def test_it_builds_and_learns(name: str, pictures: Path, tmp_path: Path,
-                              call_tool: Callable[..., None]) -> None:
+def test_it_builds_and_learns(name, pictures, tmp_path, call_tool):
     cfg = load(name)
     options = small_run(name, pictures, tmp_path)
     if name.endswith('-cached'):
@@ -276,8 +271,7 @@ def test_it_builds_and_learns(name: str, pictures: Path, tmp_path: Path,
       'WSLDMonitorHook'}),
     ('_base_.default_hooks.pop("wsld_monitor")',
      {'FrozenTeacherHook', 'ValidateTeacherHook'})])
-def test_ones_own_hook_costs_none_of_ours(line: str, hooks: set[str],
-                                          tmp_path: Path) -> None:
+def test_ones_own_hook_costs_none_of_ours(line, hooks, tmp_path):
     name = 'wsld_r34_r18_digits'
     cfg = derive(name, line)
     cfg.merge_from_dict(small_run(name, tmp_path, tmp_path))
@@ -288,7 +282,7 @@ def test_ones_own_hook_costs_none_of_ours(line: str, hooks: set[str],
 
 
 @pytest.mark.parametrize('example', [0, 1])
-def test_the_pages_children_distil(example: int) -> None:
+def test_the_pages_children_distil(example):
     page = (ROOT / 'docs' / 'migration.md').read_text()
     code = re.findall(r'```python\n(_base_ .*?)```', page, re.DOTALL)[example]
     cfg = Config.fromstring(code.replace('wsld_plugin::', f'{FOLDER}/'), '.py')
@@ -300,8 +294,7 @@ def test_the_pages_children_distil(example: int) -> None:
         model.architecture, model.teacher)} == {(7, 1000)[example]}
 
 
-def test_cifar10_is_chosen_and_reported_on_other_pictures(
-        pictures: Path, tmp_path: Path) -> None:
+def test_cifar10_is_chosen_and_reported_on_other_pictures(pictures, tmp_path):
     name = 'wsld_resnet20_resnet8_cifar10'
     cfg = load(name)
     cfg.merge_from_dict(small_run(name, pictures, tmp_path))
@@ -319,7 +312,7 @@ def test_cifar10_is_chosen_and_reported_on_other_pictures(
 @pytest.mark.parametrize('switch', sorted(set(re.findall(
     r'`([a-z_]+\.[\w.]+=[^`]+)`',
     (ROOT / 'docs' / 'reproduction.md').read_text()))))
-def test_switches_of_the_page_change_something(switch: str) -> None:
+def test_switches_of_the_page_change_something(switch):
     cfg = load('kd_resnet56_resnet20_cifar100' if re.search(
         'loss_kd|padding|head', switch) else MAIN)
     before = cfg.to_dict()
@@ -332,9 +325,8 @@ def test_switches_of_the_page_change_something(switch: str) -> None:
     assert old is None or type(new) in (type(old), float)
 
 
-def test_main_config_trains_and_leaves_mmpretrains_student(
-        pictures: Path, tmp_path: Path, call_tool: Callable[..., None]
-) -> None:
+def test_main_config_trains_and_leaves_mmpretrains_student(pictures, tmp_path,
+                                                           call_tool):
     options = small_run(MAIN, pictures, tmp_path)
     options |= {'default_hooks.checkpoint.save_best': None,
                 'default_hooks.logger.interval': 1}

@@ -1,6 +1,4 @@
 """Others find what is installed, and existing pipelines run with it."""
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -9,7 +7,6 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -77,7 +74,7 @@ print(json.dumps(found))
 '''
 
 
-def run_alone(*args: str, **options: Any) -> subprocess.CompletedProcess:
+def run_alone(*args, **options):
     env = dict(os.environ, OMP_NUM_THREADS='1')
     env.pop('PYTHONPATH', None)
     return subprocess.run([sys.executable, *args], env=env,
@@ -85,8 +82,7 @@ def run_alone(*args: str, **options: Any) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture(scope='module', params=['wheel', 'editable'])
-def installed(request: pytest.FixtureRequest,
-              tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+def installed(request, tmp_path_factory):
     """How and into which folder a copy of the sources was installed."""
     pytest.importorskip('setuptools.command.editable_wheel')
     root = tmp_path_factory.mktemp(request.param)
@@ -107,7 +103,7 @@ def installed(request: pytest.FixtureRequest,
     return request.param, site
 
 
-def test_installation_is_found_by_others(installed: tuple[str, Path]) -> None:
+def test_installation_is_found_by_others(installed):
     kind, site = installed
     done = run_alone('-c', LOOK, str(site), cwd=site.parent)
     assert done.returncode == 0, done.stderr
@@ -130,7 +126,7 @@ def test_installation_is_found_by_others(installed: tuple[str, Path]) -> None:
     assert found['same']
 
 
-def test_mmengine_does_not_find_our_configs_by_itself() -> None:
+def test_mmengine_does_not_find_our_configs_by_itself():
     for name, error in (('a.py', 'ValueError'), ('a/b.py', 'AssertionError')):
         done = run_alone(
             '-c', 'from mmengine.config.utils import '
@@ -140,7 +136,7 @@ def test_mmengine_does_not_find_our_configs_by_itself() -> None:
             'mmengine knows us: is compat/names.py still needed?')
 
 
-def test_existing_pipeline_trains_with_our_loss(tmp_path: Path) -> None:
+def test_existing_pipeline_trains_with_our_loss(tmp_path):
     for split in ('train', 'val'):
         for label, photo in enumerate(load_sample_images().images):
             folder = tmp_path / split / str(label)

@@ -1,10 +1,7 @@
 """The house rules that can be read off the source."""
-from __future__ import annotations
-
 import ast
 import re
 import sys
-from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -45,11 +42,11 @@ ARROWS = {
 MACHINE_PATH = re.compile(r'(?<![\w./-])/(?:root|work|tmp|home)/')
 
 
-def modules(folder: Path = PACKAGE) -> list[Path]:
+def modules(folder=PACKAGE):
     return sorted(folder.rglob('*.py'))
 
 
-def imports(path: Path) -> Iterator[str]:
+def imports(path):
     """Absolute names of what a module imports, ours with a leading dot."""
     package = path.relative_to(PACKAGE).parent.parts
     for node in ast.walk(ast.parse(path.read_text())):
@@ -65,12 +62,12 @@ def imports(path: Path) -> Iterator[str]:
             yield re.sub(r'^wsld_plugin\b', '', node.module or '')
 
 
-def may_import(room: str, name: str) -> bool:
+def may_import(room, name):
     return any(name == allowed or name.startswith(f'{allowed}.')
                for allowed in (*ARROWS[room], f'.{room}'))
 
 
-def test_every_room_has_its_arrows() -> None:
+def test_every_room_has_its_arrows():
     rooms = {path.parent.name for path in PACKAGE.glob('*/__init__.py')}
     assert rooms <= set(ARROWS)
 
@@ -81,14 +78,14 @@ def test_every_room_has_its_arrows() -> None:
     'path', [path for path in modules()
              if path.parent != PACKAGE or path.stem in ARROWS],
     ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_follow_the_arrows(path: Path) -> None:
+def test_imports_follow_the_arrows(path):
     room = path.relative_to(PACKAGE).with_suffix('').parts[0]
     assert {name for name in imports(path)
             if name.split('.')[0] not in sys.stdlib_module_names
             and not may_import(room, name)} == set()
 
 
-def test_arrows_have_no_cycle() -> None:
+def test_arrows_have_no_cycle():
     TopologicalSorter({
         room: [name[1:] for name in names if name.startswith('.')]
         for room, names in ARROWS.items()}).prepare()
@@ -97,7 +94,7 @@ def test_arrows_have_no_cycle() -> None:
 @pytest.mark.parametrize(
     'path', modules() + modules(ROOT / 'tools'),
     ids=lambda path: str(path.relative_to(ROOT)))
-def test_source_has_no_bad_habits(path: Path) -> None:
+def test_source_has_no_bad_habits(path):
     bad = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Assert):
@@ -112,14 +109,14 @@ def test_source_has_no_bad_habits(path: Path) -> None:
     assert bad == []
 
 
-def test_tools_and_tests_are_not_imported() -> None:
+def test_tools_and_tests_are_not_imported():
     outside = re.compile(r'(tools|configs|tests)(\.|$)')
     assert {(path.name, name)
             for path in modules()
             for name in imports(path) if outside.match(name)} == set()
 
 
-def test_no_file_names_a_machine() -> None:
+def test_no_file_names_a_machine():
     files = [
         path for pattern in ('*.py', '*.md', '*.toml', '*.yml', '*.sh', 'run')
         for path in ROOT.rglob(pattern)
@@ -131,7 +128,7 @@ def test_no_file_names_a_machine() -> None:
         path.read_text().splitlines(), 1) if MACHINE_PATH.search(line)] == []
 
 
-def test_every_file_is_read_in_one_sitting() -> None:
+def test_every_file_is_read_in_one_sitting():
     files = [path for room in ('wsld_plugin', 'tools', 'tests', 'configs')
              for path in (ROOT / room).rglob('*.py')]
     assert len(files) > 100
@@ -139,6 +136,6 @@ def test_every_file_is_read_in_one_sitting() -> None:
             if len(path.read_text().splitlines()) > 400] == []
 
 
-def test_no_room_is_for_odds_and_ends() -> None:
+def test_no_room_is_for_odds_and_ends():
     names = {path.stem for path in PACKAGE.rglob('*')}
     assert names & {'utils', 'util', 'common', 'misc', 'helpers'} == set()

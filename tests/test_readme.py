@@ -1,6 +1,4 @@
 """The README says what is so: paths, links, commands, configs, numbers."""
-from __future__ import annotations
-
 import csv
 import re
 from pathlib import Path
@@ -18,7 +16,7 @@ RUNNERS = [ROOT / '.ci' / 'run', *(ROOT / 'tests' / 'tools').glob('*.py'),
            *(ROOT / 'tests' / 'checkpoints').glob('*.py')]
 
 
-def test_links_and_paths_exist() -> None:
+def test_links_and_paths_exist():
     links = re.findall(r'\]\(([^)]+)\)', README)
     missing = [
         link for link in links
@@ -32,7 +30,7 @@ def test_links_and_paths_exist() -> None:
 
 
 @pytest.mark.parametrize('command', COMMANDS)
-def test_commands_are_run_somewhere(command: str) -> None:
+def test_commands_are_run_somewhere(command):
     if extras := re.fullmatch(r"pip install -e '\.\[([\w,]+)\]'", command):
         text = (ROOT / 'tools' / '_environment.py').read_text()
         assert '--editable' in text and extras[1] in text
@@ -43,7 +41,7 @@ def test_commands_are_run_somewhere(command: str) -> None:
     assert any(script in file.read_text() for file in RUNNERS)
 
 
-def test_option_flags_exist() -> None:
+def test_option_flags_exist():
     source = ''.join(path.read_text() for path in (ROOT / 'tools').iterdir()
                      if path.suffix == '.py')
     flags = set(re.findall(r'`(--[\w-]+)`', README))
@@ -51,7 +49,7 @@ def test_option_flags_exist() -> None:
     assert {flag for flag in flags if f"'{flag}'" not in source} == set()
 
 
-def test_every_config_is_listed() -> None:
+def test_every_config_is_listed():
     # The page that the README sends to for the pairs on CIFAR-100.
     page = (ROOT / 'docs' / 'reproduction.md').read_text()
     assert {path for path in (ROOT / 'configs').glob('*.py')
@@ -61,19 +59,19 @@ def test_every_config_is_listed() -> None:
 
 @pytest.mark.parametrize(
     'page', sorted((ROOT / 'docs').glob('*.md')), ids=lambda path: path.name)
-def test_pages_link_what_is_there(page: Path) -> None:
+def test_pages_link_what_is_there(page):
     text = page.read_text()
     links = re.findall(r'\]\((?!https://)([^)#]+)[^)]*\)', text)
     assert [link for link in links if not (page.parent / link).exists()] == []
     assert f'(docs/{page.name})' in README
 
 
-def test_every_room_is_on_the_map() -> None:
+def test_every_room_is_on_the_map():
     assert {path for path in (ROOT / 'wsld_plugin').glob('*/__init__.py')
             if f'(wsld_plugin/{path.parent.name})' not in README} == set()
 
 
-def test_versions_are_those_that_were_run() -> None:
+def test_versions_are_those_that_were_run():
     path = ROOT / 'tools' / 'benchmarks' / 'results' / 'versions.csv'
     with path.open(newline='') as file:
         run = {(row['torch'], row['python'], row['packages'])
@@ -87,7 +85,7 @@ def test_versions_are_those_that_were_run() -> None:
             for python in filter(None, pythons.split(', '))} == run
 
 
-def test_metafiles_name_what_is_there() -> None:
+def test_metafiles_name_what_is_there():
     index = yaml.safe_load((ROOT / 'model-index.yml').read_text())
     for path in index['Import']:
         meta = yaml.safe_load((ROOT / path).read_text())

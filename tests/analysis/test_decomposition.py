@@ -1,7 +1,4 @@
 """Decomposing files of predictions."""
-from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +15,7 @@ from wsld_plugin.functional import bias_variance, jackknife
 
 
 @pytest.fixture
-def files(tmp_path: Path):
+def files(tmp_path):
     """Three runs of two methods on 11 samples, and the labels."""
     torch.manual_seed(0)
     labels = torch.randint(4, (11, ))
@@ -33,11 +30,11 @@ def files(tmp_path: Path):
     return paths, tmp_path / 'labels.npy', labels
 
 
-def test_parts_are_those_of_the_paper(files) -> None:
+def test_parts_are_those_of_the_paper(files):
     paths, labels, gt_labels = files
     logp, direct = paths['distilled logp'], paths['direct logp']
 
-    def means(kept: list[int]) -> torch.Tensor:
+    def means(kept):
         ours = bias_variance(logp[kept], gt_labels)
         # The term as the paper defines it.
         term = bias_variance(
@@ -56,7 +53,7 @@ def test_parts_are_those_of_the_paper(files) -> None:
     torch.testing.assert_close(error, noise + bias + variance)
 
 
-def test_tables_and_drawing(files) -> None:
+def test_tables_and_drawing(files):
     paths, labels, _ = files
     # Not in the order of the alphabet or of the epochs.
     table = decomposition_table({

@@ -1,6 +1,4 @@
 """Reading logs, comparing the runs that wrote them, reports of plans."""
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path
@@ -22,13 +20,9 @@ from wsld_plugin.analysis.runs import (
 )
 
 
-def log(work_dir: Path,
-        accuracies: dict[int, float],
-        attempt: str = '20260102_030405',
-        seed: int | None = None,
-        epochs: int = 2) -> Path:
+def log(work_dir, accuracies, attempt='20260102_030405', seed=None, epochs=2):
     """What mmengine writes, two steps an epoch."""
-    records: list[dict] = [{'teacher/accuracy/top1': 99.0, 'step': 0}]
+    records = [{'teacher/accuracy/top1': 99.0, 'step': 0}]
     for epoch, accuracy in accuracies.items():
         for step in (2 * epoch - 1, 2 * epoch):
             records.append({'loss': 9.0, 'student.loss': 1 / step,
@@ -45,7 +39,7 @@ def log(work_dir: Path,
     return work_dir
 
 
-def test_a_log_being_written(tmp_path: Path) -> None:
+def test_a_log_being_written(tmp_path):
     work_dir = log(tmp_path, {1: 50.0, 2: 60.0}, '1')
     with (work_dir / '1/vis_data/scalars.json').open('a') as file:
         file.write('{"accuracy/top1": 7')
@@ -54,7 +48,7 @@ def test_a_log_being_written(tmp_path: Path) -> None:
     assert history.cross_entropies() == {1: 1 / 2, 2: 1 / 4}
 
 
-def test_resumed_and_restarted_attempts(tmp_path: Path) -> None:
+def test_resumed_and_restarted_attempts(tmp_path):
     log(tmp_path, {1: 50.0, 2: 60.0}, '1')
     log(tmp_path, {2: 61.0, 3: 70.0}, '2')
     history = read_history(tmp_path)
@@ -72,7 +66,7 @@ def test_resumed_and_restarted_attempts(tmp_path: Path) -> None:
     assert list(history.steps) == [1]
 
 
-def test_methods_by_hand(tmp_path: Path) -> None:
+def test_methods_by_hand(tmp_path):
     # In an order in which seeds of one method are apart, and with a comma.
     ce = log(tmp_path / 'a,b' / 'ce', {1: 50.0}, seed=0)
     kd = [
@@ -93,7 +87,7 @@ def test_methods_by_hand(tmp_path: Path) -> None:
     assert (tmp_path / 'out/curves.png').read_bytes().startswith(b'\x89PNG')
 
 
-def test_the_metric_that_is_compared(tmp_path: Path) -> None:
+def test_the_metric_that_is_compared(tmp_path):
     # In the order of mmseg's log.
     work_dir = log(tmp_path / 'seg', {1: 50.0}, seed=0)
     path = work_dir / '20260102_030405' / 'vis_data' / 'scalars.json'
@@ -103,13 +97,13 @@ def test_the_metric_that_is_compared(tmp_path: Path) -> None:
     assert table.attrs['metric'] == 'mIoU' and table['last'].tolist() == [40]
 
 
-def test_names_of_methods() -> None:
+def test_names_of_methods():
     paths = ['a/wsld_r34_seed12', 'a/kd-run3', 'a/kd/seed3', 'a/overrun']
     assert [method_name(Path(path)) for path in paths
             ] == ['wsld_r34', 'kd', 'kd', 'overrun']
 
 
-def test_unusable_folders_are_named(tmp_path: Path) -> None:
+def test_unusable_folders_are_named(tmp_path):
     with pytest.raises(AnalysisError, match='nothing holds no'):
         read_runs([tmp_path / 'nothing'])
     one, other = (log(tmp_path / name, {1: 5.0}, seed=4)
@@ -122,7 +116,7 @@ def test_unusable_folders_are_named(tmp_path: Path) -> None:
     assert not (tmp_path / 'out').exists()
 
 
-def test_paired_differences_have_closed_forms() -> None:
+def test_paired_differences_have_closed_forms():
     # Of seeds in another order, and one that the other does not have.
     values = pd.Series({2: 55.0, 0: 51.0, 1: 56.0, 7: 90.0})
     others = pd.Series({0: 50.0, 1: 54.0, 2: 52.0, 8: 0.0})
@@ -141,7 +135,7 @@ def test_paired_differences_have_closed_forms() -> None:
     assert found['p'] == pytest.approx(1 - 2 * math.atan(2) / math.pi)
 
 
-def test_no_test_without_spread() -> None:
+def test_no_test_without_spread():
     one = paired_difference(pd.Series([3.0, 9.0]), pd.Series([1.0]))
     assert (one['mean'], one['n']) == (2, 1) and math.isnan(one['p'])
     none = paired_difference(pd.Series({0: 3.0}), pd.Series({1: 1.0}))
@@ -163,7 +157,7 @@ def test_holms_correction():
 
 
 @pytest.mark.parametrize('tested', [False, True])
-def test_report_of_a_plan(tmp_path: Path, tested: bool) -> None:
+def test_report_of_a_plan(tmp_path, tested):
     runs = [(name, seed, tmp_path / f'{name}-0123' / f'seed-{seed}',
              tmp_path / f'{name}-{seed}.json')
             for name, seeds in {'t': [0], 'ce': [0, 1, 2], 'kd': [1, 0]

@@ -1,16 +1,12 @@
 """What is seen of each sample, and how it is told."""
-from __future__ import annotations
-
 import re
 from pathlib import Path
-from typing import Any
 
 import oracle
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
-from torch import nn
 
 from wsld_plugin.analysis import (
     AnalysisError,
@@ -30,11 +26,11 @@ CONFIGS = Path(__file__).parents[2] / 'configs'
 TINY = Path(__file__).parents[1] / 'tools' / 'tiny_distillation.py'
 
 
-def build(model: dict[str, Any]) -> nn.Module:
+def build(model):
     return MODELS.build(dict(model, _scope_='mmpretrain'))
 
 
-def test_a_batch_against_the_oracle() -> None:
+def test_a_batch_against_the_oracle():
     torch.manual_seed(0)
     student, teacher = 3 * torch.randn(2, 40, 5)
     labels = torch.randint(5, (40, ))
@@ -61,7 +57,7 @@ def test_a_batch_against_the_oracle() -> None:
             f'{100 * oracle.softmax(s)[k]:.1f}% {names[k]}' for k in likeliest)
 
 
-def test_settings_come_from_the_loss() -> None:
+def test_settings_come_from_the_loss():
     cfg = Config.fromfile(CONFIGS / 'wsld_r34_r18_digits.py')
     assert loss_settings(cfg) == (4, 0.0, -100)
     cfg.model.distiller.distill_losses.loss_wsld.update(
@@ -84,8 +80,7 @@ def test_settings_come_from_the_loss() -> None:
     (dict(type='RepeatDataset', dataset='digits', times=2), 2 * [0, 1, 2]),
     (dict(type='MixedDataset', labelled='digits', unlabelled='digits',
           ratio=1), [0, 1, 2, -100, -100, -100])])
-def test_training_samples_are_read_as_those_of_val(
-        wrapper: dict[str, Any], labels: list[int]) -> None:
+def test_training_samples_are_read_as_those_of_val(wrapper, labels):
     cfg = Config.fromfile(TINY)
     digits = cfg.train_dataloader.dataset
     digits.indices = 3
@@ -102,7 +97,7 @@ def test_training_samples_are_read_as_those_of_val(
         evaluation_loader(cfg, 'dev')
 
 
-def test_networks_see_what_they_were_trained_on() -> None:
+def test_networks_see_what_they_were_trained_on():
     cfg = Config.fromfile(CONFIGS / 'ce_r18_digits.py')
     weights = build(cfg.model).state_dict()
     # Where mmpretrain's own configs have it.
@@ -112,7 +107,7 @@ def test_networks_see_what_they_were_trained_on() -> None:
     assert network.data_preprocessor.mean.flatten().tolist() == [1, 2, 3]
 
 
-def test_teacher_of_a_cache_is_the_one_that_answered(tmp_path: Path) -> None:
+def test_teacher_of_a_cache_is_the_one_that_answered(tmp_path):
     cfg = Config.fromfile(CONFIGS / 'wsld_r34_r18_digits-cached.py')
     path = tmp_path / 'teacher.pth'
     expected = build(cfg.model.teacher.teacher).state_dict()
@@ -125,12 +120,12 @@ def test_teacher_of_a_cache_is_the_one_that_answered(tmp_path: Path) -> None:
         teacher_network(cfg, dict(state_dict={}), 'student')
 
 
-def test_picture_is_drawn_in_its_colours() -> None:
+def test_picture_is_drawn_in_its_colours():
     blue_first = torch.tensor([[[255.]], [[1.]], [[-3.]]])
     assert picture(blue_first, True).tolist() == [[[0, 1, 255]]]
 
 
-def untrained(folder: Path) -> tuple[Config, Path]:
+def untrained(folder):
     """The tiny distillation on 6 scans, and a checkpoint of it."""
     cfg = Config.fromfile(TINY)
     cfg.val_dataloader.dataset.indices = 6
@@ -139,7 +134,7 @@ def untrained(folder: Path) -> tuple[Config, Path]:
     return cfg, path
 
 
-def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
+def test_names_are_shown_as_they_are(tmp_path):
     cfg, path = untrained(tmp_path)
     cfg.val_dataloader.dataset.metainfo = dict(
         classes=['<script>', 'a|b', r'$\frac$', *7 * ['crane']])
@@ -162,8 +157,7 @@ def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize('indices, message',
                          [(0, 'the split val cannot be read'),
                           (1, 'the split val has no sample that counts')])
-def test_a_split_without_samples_is_refused(tmp_path: Path, indices: int,
-                                            message: str) -> None:
+def test_a_split_without_samples_is_refused(tmp_path, indices, message):
     cfg, path = untrained(tmp_path)
     cfg.val_dataloader.dataset.indices = indices
     # The label of the first sample.

@@ -1,6 +1,4 @@
 """What mmengine writes is loaded weights-only, anything else refused."""
-from __future__ import annotations
-
 import functools
 import os
 import pickle
@@ -26,7 +24,7 @@ only_where_safe = pytest.mark.skipif(
 class Reduced:
     """Calls a function when unpickled."""
 
-    def __init__(self, *call: object) -> None:
+    def __init__(self, *call):
         self.call = call
 
     def __reduce__(self):
@@ -34,12 +32,12 @@ class Reduced:
         return function, tuple(args)
 
 
-def load(path: object) -> dict:
+def load(path):
     return CheckpointLoader.load_checkpoint(str(path), map_location='cpu')
 
 
 @pytest.fixture(params=[True])
-def evil(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+def evil(request, tmp_path):
     path = tmp_path / 'evil.pth'
     command = Reduced(os.system, f'touch {tmp_path / "executed"}')
     torch.save(dict(state_dict={}, meta=command), path,
@@ -47,7 +45,7 @@ def evil(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return path
 
 
-def executed(evil: Path) -> bool:
+def executed(evil):
     return evil.with_name('executed').exists()
 
 

@@ -1,6 +1,4 @@
 """Processes of a launcher, on the CPU and where GPUs are too few."""
-from __future__ import annotations
-
 import re
 import socket
 
@@ -38,7 +36,7 @@ for launcher, wrapper in wrappers.items():
 '''
 
 
-def free_port() -> str:
+def free_port():
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         return str(probe.getsockname()[1])

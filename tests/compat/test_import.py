@@ -1,6 +1,4 @@
 """`import wsld_plugin` is light, repeatable, and idle where all is well."""
-from __future__ import annotations
-
 import json
 from importlib.metadata import distributions
 from importlib.util import find_spec

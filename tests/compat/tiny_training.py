@@ -2,8 +2,6 @@
 
 Usage: tiny_training.py WORK_DIR [--launcher pytorch] [--amp DTYPE] [--quiet]
 """
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 
@@ -17,7 +15,7 @@ TRAINING = Path(__file__)
 DIGITS = Path(__file__).parents[1] / 'tools' / 'tiny_distillation.py'
 
 
-def config(work_dir: str, epochs: int = 1, amp: str | None = None) -> Config:
+def config(work_dir, epochs=1, amp=None):
     """Four steps an epoch, with mmengine's and mmrazor's parts, not ours."""
     cfg = Config.fromfile(DIGITS)
     cfg.merge_from_dict({
@@ -38,7 +36,7 @@ def config(work_dir: str, epochs: int = 1, amp: str | None = None) -> Config:
     return cfg
 
 
-def main() -> None:
+def main():
     """Train as the command line says, print what tests look at."""
     parser = argparse.ArgumentParser()
     parser.add_argument('work_dir')

@@ -1,9 +1,6 @@
 """The digits: what is in them, how they are split, parted and drawn."""
-from __future__ import annotations
-
 import pickle
 import sys
-from typing import Any
 
 import numpy as np
 import pytest
@@ -66,16 +63,16 @@ def test_missing_sklearn_is_said_with_the_cause(monkeypatch):
         DigitsDataset('val')
 
 
-def scans(**config: Any) -> list[bytes]:
+def scans(**config):
     dataset = DATASETS.build(config)
     return [dataset[i]['img'].tobytes() for i in range(len(dataset))]
 
 
-def resampled(**config: Any) -> list[bytes]:
+def resampled(**config):
     return scans(type='ResampledDataset', **dict(dataset=DIGITS) | config)
 
 
-def test_parts_share_nothing_and_leave_nothing() -> None:
+def test_parts_share_nothing_and_leave_nothing():
     whole = scans(**DIGITS)
     parts = [resampled(run=run, parts=3) for run in range(3)]
     assert sorted(map(len, parts)) == [13, 14, 14]
@@ -84,7 +81,7 @@ def test_parts_share_nothing_and_leave_nothing() -> None:
     assert parts[0] != whole[:14] and parts[0] != whole[::3]
 
 
-def test_runs_draw_whole_samples_differently_and_always_the_same() -> None:
+def test_runs_draw_whole_samples_differently_and_always_the_same():
     whole, drawn = scans(**DIGITS), resampled_indices(41, 1)
     assert resampled(run=1) == [whole[index] for index in drawn]
     assert (resampled_indices(50, 0) != resampled_indices(50, 1)).any()
@@ -103,6 +100,6 @@ def test_runs_draw_whole_samples_differently_and_always_the_same() -> None:
     (dict(run=0, dataset=dict(type='RepeatDataset', times=2, dataset=DIGITS)),
      TypeError, 'RepeatDataset'),
 ])
-def test_mistakes(config: dict, error: type, said: str) -> None:
+def test_mistakes(config, error, said):
     with pytest.raises(error, match=said):
         resampled(**config)

@@ -1,7 +1,4 @@
 """Pictures for the tests of this folder."""
-from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +6,7 @@ from PIL import Image
 
 
 @pytest.fixture(scope='session')
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pictures(tmp_path_factory):
     """Three classes of noise around a colour of their own, 40 x 36 pixels."""
     folder = tmp_path_factory.mktemp('call') / 'pictures'
     draw = np.random.RandomState(0)

@@ -1,10 +1,7 @@
 """One call on a folder of pictures: what it leaves, reuses and refuses."""
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import mmpretrain
 import pytest
@@ -15,7 +12,7 @@ from mmengine.registry import MODELS
 from wsld_plugin import distil
 from wsld_plugin.checkpoints import read_checkpoint
 from wsld_plugin.datasets import PictureFolderError, read_folder
-from wsld_plugin.distillation import DistilError, DistilResult, stages
+from wsld_plugin.distillation import DistilError, stages
 from wsld_plugin.distillation.recipe import Recipe
 from wsld_plugin.models import (
     NetworkError,
@@ -24,22 +21,22 @@ from wsld_plugin.models import (
     find_network,
 )
 
-ARGUMENTS: dict[str, Any] = dict(
+ARGUMENTS = dict(
     teacher=['wrn-16-2@none', 'resnet20@none'], teacher_weights=[2, 1],
     student='resnet8', epochs=1, tau='auto', alpha=2, baseline=True,
     size=32, batch_size=8)
 
 
 @pytest.fixture(scope='module')
-def result(pictures: Path) -> DistilResult:
+def result(pictures):
     return distil(pictures, work_dir=pictures.parent / 'out', **ARGUMENTS)
 
 
-def times(folder: Path) -> dict[Path, float]:
+def times(folder):
     return {path: path.stat().st_mtime for path in folder.rglob('*.*')}
 
 
-def test_what_it_leaves(result: DistilResult) -> None:
+def test_what_it_leaves(result):
     found = result.metrics
     assert found == json.loads((result.report.parent /
                                 'metrics.json').read_text())
@@ -56,7 +53,7 @@ def test_what_it_leaves(result: DistilResult) -> None:
     assert 'blue &amp; &lt;b&gt;' in page and 'blue & <b>' not in page
 
 
-def test_the_student_is_mmpretrains(result: DistilResult) -> None:
+def test_the_student_is_mmpretrains(result):
     cfg = Config.fromfile(result.config)
     model = mmpretrain.get_model(
         Config(dict(model=cfg.model.architecture)),
@@ -67,7 +64,7 @@ def test_the_student_is_mmpretrains(result: DistilResult) -> None:
     assert result.onnx is not None and result.onnx.exists()
 
 
-def test_teachers_are_those_that_were_trained(result: DistilResult) -> None:
+def test_teachers_are_those_that_were_trained(result):
     out = result.report.parent
     joint = read_checkpoint(str(out / 'teacher.pth'))['state_dict']
     seen = 0
@@ -81,8 +78,7 @@ def test_teachers_are_those_that_were_trained(result: DistilResult) -> None:
     assert seen == len(joint)
 
 
-def test_the_same_call_reuses_another_is_refused(
-        result: DistilResult, pictures: Path, tmp_path: Path) -> None:
+def test_the_same_call_reuses_another_is_refused(result, pictures, tmp_path):
     out = result.report.parent
     before = times(out)
     again = distil(pictures, work_dir=out, **{
@@ -110,8 +106,7 @@ def test_the_same_call_reuses_another_is_refused(
         distil(pictures, work_dir=done, **{**ARGUMENTS, 'epochs': 2})
 
 
-def test_weights_are_those_that_were_named(pictures: Path,
-                                           tmp_path: Path) -> None:
+def test_weights_are_those_that_were_named(pictures, tmp_path):
     folder = read_folder(pictures)
     recipe = Recipe(folder, tmp_path, '', 1, 1, 8, 32)
     base = build_network('torchvision:resnet18', 7).network
@@ -153,11 +148,8 @@ def test_weights_are_those_that_were_named(pictures: Path,
     (dict(data='nowhere'), PictureFolderError, 'nowhere'),
     (dict(work_dir='pictures/out'), DistilError, 'among the pictures'),
 ])
-def test_wrong_arguments_are_named(pictures: Path, tmp_path: Path,
-                                   monkeypatch: pytest.MonkeyPatch,
-                                   wrong: dict[str, Any],
-                                   error: type[Exception],
-                                   said: str) -> None:
+def test_wrong_arguments_are_named(pictures, tmp_path, monkeypatch, wrong,
+                                   error, said):
     monkeypatch.chdir(pictures.parent)
     monkeypatch.delenv('LOCAL_RANK', raising=False)
     arguments = {**ARGUMENTS, 'data': pictures, 'work_dir': tmp_path, **wrong}

@@ -1,12 +1,7 @@
 """The configs of a call: complete, readable, and worth their epochs."""
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,7 +11,7 @@ from mmengine.registry import MODELS, PARAM_SCHEDULERS
 from mmengine.runner import Runner
 
 from wsld_plugin.caching import build_cache
-from wsld_plugin.datasets import PictureFolder, read_folder, write_lists
+from wsld_plugin.datasets import read_folder, write_lists
 from wsld_plugin.distillation import Training, run_trainings
 from wsld_plugin.distillation.recipe import (
     Recipe,
@@ -34,8 +29,7 @@ from wsld_plugin.models import classifier, find_network
 
 
 @pytest.fixture(scope='module')
-def recipe(pictures: Path,
-           tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+def recipe(pictures, tmp_path_factory):
     """Two epochs."""
     folder, lists = read_folder(pictures), tmp_path_factory.mktemp('lists')
     write_lists(folder, lists)
@@ -44,7 +38,7 @@ def recipe(pictures: Path,
 
 
 @pytest.fixture(scope='module')
-def teacher(recipe: Recipe) -> tuple[dict[str, Any], Path]:
+def teacher(recipe):
     """Its config for a distillation, and its weights."""
     source = find_network('resnet8@none')
     run = Training(
@@ -54,11 +48,9 @@ def teacher(recipe: Recipe) -> tuple[dict[str, Any], Path]:
 
 
 @pytest.mark.parametrize('kind', ['student', 'online', 'cached'])
-def test_the_written_file_trains_as_the_call_does(
-        kind: str, recipe: Recipe, teacher: tuple[dict[str, Any], Path],
-        tmp_path: Path, call_tool: Callable[..., None]) -> None:
-
-    def make(seed: int) -> Config:
+def test_the_written_file_trains_as_the_call_does(kind, recipe, teacher,
+                                                  tmp_path, call_tool):
+    def make(seed):
         chosen = dataclasses.replace(recipe, seed=seed)
         if kind == 'student':
             return student_config(chosen)
@@ -82,9 +74,7 @@ def test_the_written_file_trains_as_the_call_does(
                for run in runs[1:])
 
 
-def test_trials_share_the_cache_of_the_run(
-        recipe: Recipe, teacher: tuple[dict[str, Any], Path],
-        tmp_path: Path) -> None:
+def test_trials_share_the_cache_of_the_run(recipe, teacher, tmp_path):
     run, trial = (
         distillation_config(
             recipe, *teacher, tau, 1.0, epochs, cache=tmp_path / 'cache')
@@ -96,8 +86,7 @@ def test_trials_share_the_cache_of_the_run(
     assert trial.train_dataloader == run.train_dataloader
 
 
-def test_a_teacher_is_tuned_in_two_phases(recipe: Recipe,
-                                          tmp_path: Path) -> None:
+def test_a_teacher_is_tuned_in_two_phases(recipe, tmp_path):
     longer = dataclasses.replace(recipe, teacher_epochs=3)
     source = find_network('resnet8@none')
     start = Training(teacher_config(longer, source, 'head'), tmp_path / 'head')
@@ -115,9 +104,7 @@ def test_a_teacher_is_tuned_in_two_phases(recipe: Recipe,
 
 @pytest.mark.parametrize(
     'student', ['wrn-16-2', 'mobilenet-v3-small', 'vgg11'])
-def test_the_loss_gets_logits_and_labels_of_any_head(
-        student: str, recipe: Recipe,
-        teacher: tuple[dict[str, Any], Path]) -> None:
+def test_the_loss_gets_logits_and_labels_of_any_head(student, recipe, teacher):
     size = 224 if student == 'vgg11' else 32
     cfg = distillation_config(
         dataclasses.replace(recipe, student=student, size=size), *teacher,
@@ -138,8 +125,7 @@ def test_the_loss_gets_logits_and_labels_of_any_head(
 
 @pytest.mark.parametrize('count', [1, 7, 8, 9, 11, 12, 13, 16, 17, 160])
 @pytest.mark.parametrize('epochs', [1, 3, 30])
-def test_rates_end_with_the_training(count: int, epochs: int,
-                                     recipe: Recipe) -> None:
+def test_rates_end_with_the_training(count, epochs, recipe):
     rows = (recipe.folder.splits['train'] * 9)[:count]
     short = dataclasses.replace(
         recipe, epochs=epochs, folder=dataclasses.replace(
@@ -168,7 +154,7 @@ def test_rates_end_with_the_training(count: int, epochs: int,
     assert cfg.default_hooks.checkpoint.interval == interval
 
 
-def rates_of(cfg: Config, total: int) -> list[float]:
+def rates_of(cfg, total):
     """The learning rate of each iteration."""
     parameters = [torch.nn.Parameter(torch.zeros(1))]
     optimizer = torch.optim.SGD(parameters, cfg.optim_wrapper.optimizer.lr)
@@ -183,7 +169,7 @@ def rates_of(cfg: Config, total: int) -> list[float]:
     return rates
 
 
-def test_optimizers_and_precision_fit_the_network(recipe: Recipe) -> None:
+def test_optimizers_and_precision_fit_the_network(recipe):
     pixels = ((120., ) * 3, (60., ) * 3)
     for name, size, expected in (('resnet18', 32, (False, True)),
                                  ('vgg11', 224, (True, False)),
@@ -214,10 +200,10 @@ def test_optimizers_and_precision_fit_the_network(recipe: Recipe) -> None:
     assert half['loss_scale'] == 'dynamic'
 
 
-def test_defaults_follow_the_folder(recipe: Recipe, tmp_path: Path) -> None:
+def test_defaults_follow_the_folder(recipe, tmp_path):
     folder = recipe.folder
 
-    def of(size: int, pictures: int = 1) -> PictureFolder:
+    def of(size, pictures=1):
         return dataclasses.replace(
             folder, size=size, splits=dict(train=[('a.png', 0)] * pictures))
 

@@ -1,6 +1,4 @@
 """The decomposition of the error, and errors of its parts."""
-from __future__ import annotations
-
 import math
 
 import oracle

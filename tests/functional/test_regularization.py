@@ -1,6 +1,4 @@
 """Regularization samples and what the schemes do with them."""
-from __future__ import annotations
-
 import itertools
 import math
 

@@ -1,6 +1,4 @@
 """Losses, transforms, weights, labels: each with each of the others."""
-from __future__ import annotations
-
 import oracle
 import pytest
 import torch

@@ -1,6 +1,4 @@
 """WSLD: what every loss has to pass, and what only its formula promises."""
-from __future__ import annotations
-
 import itertools
 import math
 

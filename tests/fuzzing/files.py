@@ -1,6 +1,4 @@
 """Damaged, foreign and odd files: checkpoints, teacher caches, pictures."""
-from __future__ import annotations
-
 import contextlib
 import io
 import os
@@ -8,11 +6,8 @@ import pickle
 import random
 import struct
 import zlib
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from random import Random
-from typing import Any
 
 import cv2
 import numpy as np
@@ -28,11 +23,11 @@ from wsld_plugin.caching.storage import MANIFEST, ROWS, TeacherCache
 from wsld_plugin.checkpoints import CheckpointError, read_checkpoint
 from wsld_plugin.datasets import read_folder
 
-from .cases import DAMAGES, RIGHT, Case, cut, expect, judged
+from .cases import DAMAGES, RIGHT, cut, expect, judged
 
 
 # ---------------------------------------------------------------- checkpoints
-def same(one: Any, two: Any) -> bool:
+def same(one, two):
     leaves, others = map(_pytree.tree_flatten, (one, two))
     return str(leaves[1]) == str(others[1]) and all(
         a.dtype == b.dtype and torch.equal(a, b) if isinstance(
@@ -43,14 +38,14 @@ def same(one: Any, two: Any) -> bool:
 class Code:
     """A pickle of it calls something."""
 
-    def __init__(self, *call: Any) -> None:
+    def __init__(self, *call):
         self.call = call
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self):
         return self.call[0], self.call[1:]
 
 
-def other_pickle(path: Path, mark: Path, draw: Random) -> None:
+def other_pickle(path, mark, draw):
     tensor = torch.zeros(2)
     call = draw.choice([
         Code(os.system, f'touch {mark}'), Code(open, str(mark), 'w'),
@@ -74,7 +69,7 @@ def other_pickle(path: Path, mark: Path, draw: Random) -> None:
                     draw.randint(0, pickle.HIGHEST_PROTOCOL))])()
 
 
-def checkpoints(folder: Path) -> dict[str, Case]:
+def checkpoints(folder):
     path, mark = folder / 'file.pth', folder / 'mark'
     generator = torch.Generator().manual_seed(0)
     history = HistoryBuffer([1.0, 2.0], [1, 1])
@@ -93,19 +88,19 @@ def checkpoints(folder: Path) -> dict[str, Case]:
         whole.append(path.read_bytes())
     right = read_checkpoint(str(path))
 
-    def damaged(data: bytes, damage: Callable, draw: Random) -> str:
+    def damaged(data, damage, draw):
         path.write_bytes(damage(data, draw))
         # The old format has no checksum: other numbers cannot be seen.
         return judged(CheckpointError, lambda: read_checkpoint(str(path)),
                       partial(judge, data is whole[0]))
 
-    def judge(sealed: bool, found: Any) -> str:
+    def judge(sealed, found):
         if same(found['state_dict'], right['state_dict']):
             return RIGHT
         expect(not sealed, 'silently other tensors')
         return 'other numbers, no checksum'
 
-    def pickled(draw: Random) -> str:
+    def pickled(draw):
         other_pickle(path, mark, draw)
         said = judged(CheckpointError, lambda: read_checkpoint(str(path)),
                       lambda found: 'weights' if all(isinstance(
@@ -123,18 +118,18 @@ def checkpoints(folder: Path) -> dict[str, Case]:
 
 
 # ---------------------------------------------------------------- caches
-def caches(folder: Path) -> dict[str, Case]:
+def caches(folder):
     return {f'{name}: {kind}': case
             for name, top_k in (('all classes', None), ('top 3', 3))
             for kind, case in one_cache(folder / name, top_k).items()}
 
 
-def one_cache(place: Path, top_k: int | None) -> dict[str, Case]:
+def one_cache(place, top_k):
     logits, labels = stored.confident(12)
     cache = stored.store(place, logits, labels, top_k)
     files = {file: (place / file).read_bytes() for file in (MANIFEST, ROWS)}
 
-    def read(rows: Any) -> torch.Tensor:
+    def read(rows):
         return decode(unpack(TeacherCache(place).rows(rows),
                              torch.device('cpu')), 12)
 
@@ -143,19 +138,19 @@ def one_cache(place: Path, top_k: int | None) -> dict[str, Case]:
                           logits.softmax(1).gather(1, labels[:, None]),
                           atol=1e-5), 'the cache itself')
 
-    def damaged(file: str, damage: Callable, draw: Random) -> str:
+    def damaged(file, damage, draw):
         for other, data in files.items():
             (place / other).write_bytes(data)
         (place / file).write_bytes(damage(files[file], draw))
         chosen = draw.sample(range(len(right)), 40)
 
-        def judge(found: torch.Tensor) -> str:
+        def judge(found):
             expect(torch.equal(found, right[chosen]), 'silently other logits')
             return RIGHT
 
         return judged(TeacherCacheError, lambda: read(chosen), judge)
 
-    def swapped(data: bytes, draw: Random) -> bytes:
+    def swapped(data, draw):
         rows = [*map(bytes, np.frombuffer(data, 'u1').reshape(
             len(right), -1))]
         one, two = draw.sample(range(len(rows)), 2)
@@ -169,7 +164,7 @@ def one_cache(place: Path, top_k: int | None) -> dict[str, Case]:
 
 
 # ---------------------------------------------------------------- pictures
-def huge(data: bytes, draw: Random) -> bytes:
+def huge(data, draw):
     """A PNG whose header tells of more pixels than it has."""
     sizes = struct.pack('>II', *(draw.choice([
         draw.randint(100, 2000), draw.randint(2**15, 2**31 - 1)])
@@ -184,7 +179,7 @@ NAMES = ('x.txt', 'x', 'X.JPEG', ' x.png', 'x .png', 'x\ny.png', 'x\r.png',
          'x' * 251 + '.png', '\udcff.png', '"x",1.png', '\u2028.png', "x'.png")
 
 
-def pictures(folder: Path) -> dict[str, Case]:
+def pictures(folder):
     draw = np.random.RandomState(0)
     root = folder / 'pictures'
     for place in ('a', 'b', 'a/deep'):
@@ -199,10 +194,10 @@ def pictures(folder: Path) -> dict[str, Case]:
         image.save(stream, kind)
         whole[kind] = stream.getvalue()
 
-    def pixels(data: bytes) -> np.ndarray:
+    def pixels(data):
         return cv2.imdecode(np.frombuffer(data, 'u1'), cv2.IMREAD_COLOR)
 
-    def look(path: Path, data: bytes | None, sealed: bool = False) -> str:
+    def look(path, data, sealed=False):
         """Scan with that one more; it is used or left out with a reason."""
         if data is not None:
             path.write_bytes(data)
@@ -222,23 +217,23 @@ def pictures(folder: Path) -> dict[str, Case]:
             return 'left out'
         return RIGHT if sealed is None else kind_of(data, sealed)
 
-    def kind_of(data: bytes, sealed: bool) -> str:
+    def kind_of(data, sealed):
         now = pixels(data)
         if any(np.array_equal(now, pixels(one)) for one in whole.values()):
             return RIGHT
         expect(not sealed, 'silently other pixels')
         return 'other pixels, no checksum'
 
-    def damaged(kind: str, damage: Callable, draw: Random) -> str:
+    def damaged(kind, damage, draw):
         # A PNG has checksums; of the others only an end can be missed.
         sealed = kind == 'PNG' or (damage is cut and kind == 'JPEG')
         return look(root / 'a' / 'x.png', damage(whole[kind], draw), sealed)
 
-    def renamed(draw: Random) -> str:
+    def renamed(draw):
         place = root / draw.choice(['a', 'b', 'a/deep', '.'])
         return look(place / draw.choice(NAMES), whole[draw.choice([*whole])])
 
-    def no_file(draw: Random) -> str:
+    def no_file(draw):
         path = root / draw.choice(['a', 'b']) / 'x.png'
         draw.choice([partial(os.mkfifo, path), partial(
             path.symlink_to, draw.choice([root / 'nothing', path, root])),

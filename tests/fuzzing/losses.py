@@ -1,10 +1,6 @@
 """The loss's inputs and settings."""
-from __future__ import annotations
-
 import math
 from functools import partial
-from pathlib import Path
-from random import Random
 
 import loss_tester
 import oracle
@@ -12,10 +8,10 @@ import torch
 
 from wsld_plugin.losses import WSLDLoss
 
-from .cases import RIGHT, Case, expect, judged
+from .cases import RIGHT, expect, judged
 
 
-def laid_out(value: torch.Tensor, draw: Random) -> torch.Tensor:
+def laid_out(value, draw):
     """The same values in another order, with gaps, or not from the start."""
     return draw.choice([
         lambda: value,
@@ -26,7 +22,7 @@ def laid_out(value: torch.Tensor, draw: Random) -> torch.Tensor:
     ])() if value.dim() > 1 else value
 
 
-def loss_inputs(draw: Random, kind: str) -> tuple[dict, list, int]:
+def loss_inputs(draw, kind):
     """Settings, student, teacher and labels, and the index to ignore."""
     shape = (draw.randint(0, 4), draw.randint(1, 9),
              *(draw.randint(1, 3) for _ in range(draw.randint(0, 2))))
@@ -66,7 +62,7 @@ def loss_inputs(draw: Random, kind: str) -> tuple[dict, list, int]:
                       for value in (student, teacher, labels)], ignore
 
 
-def right_loss(kind: str, draw: Random) -> str:
+def right_loss(kind, draw):
     settings, (student, teacher, labels), ignore = loss_inputs(draw, kind)
     student = student.requires_grad_()
     value = WSLDLoss(**settings)(student, teacher, labels)
@@ -74,7 +70,7 @@ def right_loss(kind: str, draw: Random) -> str:
     tau, weight = settings['tau'], settings['loss_weight']
     w = 1.0 if 'weighting' in settings else None
 
-    def row(s: list, t: list, y: list | None) -> tuple[float, list]:
+    def row(s, t, y):
         s, t = ([max(z, -1e300) for z in x] for x in (s, t))
         return (0.0, [0.0] * len(s)) if y is None else oracle.row(
             s, t, y, tau, settings['eps'], w)
@@ -118,7 +114,7 @@ BAD_SETTINGS = [
 ]
 
 
-def wrong_loss(kind: str, draw: Random) -> str:
+def wrong_loss(kind, draw):
     settings, tensors, _ = loss_inputs(draw, 'indices')
     student, teacher, labels = tensors
     if kind == 'wrong setting':
@@ -152,7 +148,7 @@ def wrong_loss(kind: str, draw: Random) -> str:
                   partial(expect, False))
 
 
-def losses(folder: Path) -> dict[str, Case]:
+def losses(folder):
     del folder
     return {
         **{kind: partial(right_loss, kind) for kind in (

@@ -1,6 +1,4 @@
 """WSLDLoss as MMRazor's distillers meet it."""
-from __future__ import annotations
-
 import pickle
 
 import numpy as np
@@ -115,7 +113,7 @@ def test_uniform_is_mmrazors_distillation(tau, loss_weight, soft_loss):
         (theirs + (soft_loss == 'kl') * entropy).item(), rel=1e-5)
 
 
-def lose_on_a_gpu(rank: int, weighting: str) -> None:
+def lose_on_a_gpu(rank, weighting):
     student, teacher, labels = make((16, 10), device='cuda')
     labels[3] = 255
     WSLDLoss(weighting=weighting)(student, teacher, labels)

@@ -1,6 +1,4 @@
 """The networks that mmpretrain lacks, and the table, against what is known."""
-from __future__ import annotations
-
 import math
 import re
 import warnings
@@ -71,7 +69,7 @@ FAN_OUT = ('resnet8x4', 'wrn-16-2', 'vgg8', 'mbv2')
 AS_TORCH = ('shufflev1', 'shufflev2', 'mbv1')
 
 
-def build(name: str) -> nn.Module:
+def build(name):
     """A classifier, as mmpretrain builds it."""
     config = network(name, 'in1k' if name in IMAGENET else 'cifar100'
                      ) if name not in OTHERS else dict(
@@ -80,14 +78,14 @@ def build(name: str) -> nn.Module:
     return MODELS.build(dict(config, _scope_='mmpretrain'))
 
 
-def spread(shape: torch.Size, step: int) -> torch.Tensor:
+def spread(shape, step):
     """Exact numbers of [-1, 1] without an order, others for another step."""
     index = torch.arange(shape.numel())
     return (index * (index + step) % 1009).view(shape).double() / 504 - 1
 
 
 @pytest.mark.parametrize('name', COUNTS)
-def test_it_counts_what_the_reference_counts(name: str) -> None:
+def test_it_counts_what_the_reference_counts(name):
     model = build(name).eval()
     size = 224 if name in IMAGENET else 32
     flops = FlopAnalyzer(model, torch.zeros(1, 3, size, size))
@@ -96,7 +94,7 @@ def test_it_counts_what_the_reference_counts(name: str) -> None:
             adds['conv'] + adds['linear']) == COUNTS[name]
 
 
-def test_the_page_has_the_same_counts() -> None:
+def test_the_page_has_the_same_counts():
     page = (Path(__file__).parents[2] / 'docs' / 'reproduction.md').read_text()
     rows = re.findall(r'^\| \[([\w-]+)\].* \| ([\d,]+) \| ([\d,]+) \|$', page,
                       re.MULTILINE)
@@ -106,7 +104,7 @@ def test_the_page_has_the_same_counts() -> None:
 
 
 @pytest.mark.parametrize('name', FEATURES)
-def test_it_computes_what_the_reference_computes(name: str) -> None:
+def test_it_computes_what_the_reference_computes(name):
     backbone = build(name).backbone.double()
     backbone.eval()
     x = 4 * spread(torch.Size((2, 3, 32, 32)), 1)
@@ -127,7 +125,7 @@ def test_it_computes_what_the_reference_computes(name: str) -> None:
 
 
 @pytest.mark.parametrize('name', FAN_OUT + AS_TORCH)
-def test_it_starts_as_the_references(name: str) -> None:
+def test_it_starts_as_the_references(name):
     backbone = build(name).backbone
     convs = [m for m in backbone.modules() if isinstance(m, nn.Conv2d)]
     for conv in convs:
@@ -156,7 +154,7 @@ def test_it_starts_as_the_references(name: str) -> None:
 
 @pytest.mark.parametrize('name', sorted(
     COUNTS.keys() - OTHERS.keys() - {*IMAGENET[:3]}))
-def test_its_classifier_starts_as_the_references(name: str) -> None:
+def test_its_classifier_starts_as_the_references(name):
     head = build(name).head
     head.init_weights()
     # Normal for VGG and MobileNetV2, else torch's, whose bias WideResNet
@@ -171,14 +169,14 @@ def test_its_classifier_starts_as_the_references(name: str) -> None:
 
 
 @pytest.mark.parametrize('name', IMAGENET[:3])
-def test_an_imagenet_resnet_is_mmpretrains(name: str) -> None:
+def test_an_imagenet_resnet_is_mmpretrains(name):
     theirs = get_config(f'mmpretrain::resnet/{name}_8xb32_in1k.py')
     pixels = dict(theirs.data_preprocessor)
     assert network(name, 'in1k') == dict(
         theirs.model, data_preprocessor=pixels)
 
 
-def test_pixels_are_centred_on_their_data_set() -> None:
+def test_pixels_are_centred_on_their_data_set():
     pixels = network('resnet20', 'cifar100')['data_preprocessor']
     # Of Tian et al.
     assert [x / 255 for x in pixels['mean']] == pytest.approx(
@@ -203,13 +201,13 @@ def test_pixels_are_centred_on_their_data_set() -> None:
     (network, dict(name='resnet18', dataset='imagenet'),
      "dataset must be one of in1k, cifar100, .*, got 'imagenet'"),
 ])
-def test_what_none_of_them_is_is_refused(build, settings, message) -> None:
+def test_what_none_of_them_is_is_refused(build, settings, message):
     with pytest.raises(ValueError, match=message):
         build(**settings)
 
 
 @pytest.mark.parametrize('name', ['resnet18', 'wrn-40-2'])
-def test_changing_a_config_leaves_the_table_alone(name: str) -> None:
+def test_changing_a_config_leaves_the_table_alone(name):
     one, before = network(name, 'digits'), repr(network(name, 'digits'))
     one['backbone']['depth'] = 1
     one['data_preprocessor']['mean'][0] = 1
@@ -218,7 +216,7 @@ def test_changing_a_config_leaves_the_table_alone(name: str) -> None:
     assert repr(network(name, 'digits')) == before
 
 
-def test_biases_before_batchnorm_are_no_warning() -> None:
+def test_biases_before_batchnorm_are_no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         backbones.CIFARVGG(depth=8)

@@ -1,10 +1,6 @@
 """Names of networks, and the networks and students that they mean."""
-from __future__ import annotations
-
 import logging
 import sys
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -26,18 +22,18 @@ from wsld_plugin.models.sources import zoo_name
 IMAGENET = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
-def build(model: dict[str, Any]) -> nn.Module:
+def build(model):
     return MODELS.build(dict(model, _scope_='mmpretrain'))
 
 
-def outputs(network: nn.Module, size: int, flip: bool = False) -> torch.Tensor:
+def outputs(network, size, flip=False):
     pictures = torch.rand(2, 3, size, size, generator=torch.Generator())
     with torch.no_grad():
         return network.eval()(pictures.flip(1) if flip else pictures)
 
 
 @pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own(tmp_path, monkeypatch):
     """A folder for own code, `own.py`, which is imported anew."""
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, 'own', raising=False)
@@ -45,7 +41,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope='session')
-def hf_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def hf_folder(tmp_path_factory):
     transformers = pytest.importorskip('transformers')
     folder = tmp_path_factory.mktemp('hf')
     config = transformers.ResNetConfig(
@@ -67,7 +63,7 @@ def hf_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ('convnext-tiny', 'convnext-tiny_32xb128_in1k'),
     ('vit-base', 'vit-base-p16_32xb128-mae_in1k'),
     ('swin-tiny_3rdparty', 'swin-tiny_3rdparty_in1k')])
-def test_a_beginning_means_the_plainest(name: str, model: str) -> None:
+def test_a_beginning_means_the_plainest(name, model):
     assert zoo_name(name) == model
 
 
@@ -82,7 +78,7 @@ def test_a_beginning_means_the_plainest(name: str, model: str) -> None:
     ('no.pth', 'no.pth is missing'),
     ('resnet18@no.pth', 'there is no file no.pth'),
     ('wrn-16-2@pretrained', 'no published weights')])
-def test_a_wrong_name_is_refused_in_one_line(spec: str, said: str) -> None:
+def test_a_wrong_name_is_refused_in_one_line(spec, said):
     with pytest.raises(NetworkError, match=said) as error:
         find_network(spec)
     assert '\n' not in str(error.value)
@@ -92,9 +88,8 @@ def test_a_wrong_name_is_refused_in_one_line(spec: str, said: str) -> None:
     ('timm:resnet10t', r'fetch model.safetensors of timm/\S+ .*t@FILE'),
     ('torchvision:squeezenet1_1', r'put it at .*squeezenet1_1-\w+.pth'),
     ('resnet18', r'put it at .*resnet18_8xb32_in1k_\w+-\w+.pth')])
-def test_missing_weights_say_which_file_goes_where(
-        spec: str, said: str, tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_weights_say_which_file_goes_where(spec, said, tmp_path,
+                                                   monkeypatch):
     monkeypatch.setenv('MMENGINE_HOME', str(tmp_path))
     # Nothing listens there; urllib keeps the proxies of its first call.
     monkeypatch.setattr('urllib.request._opener', None)
@@ -113,8 +108,7 @@ def test_missing_weights_say_which_file_goes_where(
     ('torchvision:mobilenet_v3_small@none', 40),
     ('torchvision:googlenet@none', 64), ('resnet18@none', 40),
     ('wrn-16-2', 32), ('conformer-tiny@none', 64)])
-def test_networks_of_all_libraries(spec: str, size: int,
-                                   tmp_path: Path) -> None:
+def test_networks_of_all_libraries(spec, size, tmp_path):
     source = find_network(spec)
     assert source.weights is source.classes is None
     network = build_network(source.network, 3)
@@ -139,7 +133,7 @@ def test_networks_of_all_libraries(spec: str, size: int,
             assert torch.equal(value, network.state_dict()[key]), key
 
 
-def test_another_networks_file_is_refused(tmp_path: Path) -> None:
+def test_another_networks_file_is_refused(tmp_path):
     path = tmp_path / 'other.pth'
     torch.save(build_network('timm:resnet10t', 3).network.state_dict(), path)
     with pytest.raises(NetworkError, match='does not fit'):
@@ -150,7 +144,7 @@ def test_another_networks_file_is_refused(tmp_path: Path) -> None:
             'timm:resnet18', 3, str(path.with_suffix('.safetensors')))
 
 
-def test_hugging_face_folder(hf_folder: Path) -> None:
+def test_hugging_face_folder(hf_folder):
     from safetensors.torch import load_file
     source = find_network(f'hf:{hf_folder}')
     assert source[1:6] == ('pretrained', ('cat', 'dog', 'owl'), 40,
@@ -166,7 +160,7 @@ def test_hugging_face_folder(hf_folder: Path) -> None:
                 assert mine.shape != value.shape or torch.equal(mine, value)
 
 
-def test_own_code_says_its_preprocessing(own: Path) -> None:
+def test_own_code_says_its_preprocessing(own):
     (own / 'own.py').write_text(
         'from torch import nn\n'
         'def plain():\n'
@@ -188,7 +182,7 @@ def test_own_code_says_its_preprocessing(own: Path) -> None:
         assert network.is_init == known
 
 
-def test_bgr_networks_get_bgr() -> None:
+def test_bgr_networks_get_bgr():
     source = find_network('regnetx-400mf@none')
     assert source.mean == IMAGENET[0]
     bgr = build_network(source.network, 3)
@@ -207,9 +201,7 @@ def test_bgr_networks_get_bgr() -> None:
     (dict(mean=[1, 2, 3], std=[4, 5, 6], to_rgb=True), True, (1, 2, 3)),
     ({}, False, (0, 0, 0)),
     (dict(type='Normalize', mean=[1, 2, 3], std=[4, 5, 6]), True, (1, 2, 3))])
-def test_a_config_says_what_pixels_it_takes(
-        said: dict[str, Any], rgb: bool, mean: tuple[float, ...],
-        own: Path) -> None:
+def test_a_config_says_what_pixels_it_takes(said, rgb, mean, own):
     (own / 'own.py').touch()
     model = dict(classifier('wrn-16-2', 2, *IMAGENET), data_preprocessor=said)
     steps = [dict(type='CenterCrop', crop_size=40)]
@@ -224,8 +216,7 @@ def test_a_config_says_what_pixels_it_takes(
     assert source.imports == ('own', )
 
 
-def test_what_is_not_installed_is_said(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_installed_is_said(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'timm', None)
     with pytest.raises(NetworkError, match="the extra 'distil' has timm"):
         find_network('timm:resnet10t')
@@ -238,10 +229,10 @@ def test_what_is_not_installed_is_said(
     assert '\n' not in str(told.value)
 
 
-def test_heads_that_distil_are_tuned() -> None:
+def test_heads_that_distil_are_tuned():
     source = find_network('levit-128s@none')
     network = build_network(source.network, 3).train()
-    seen: list[torch.Tensor] = []
+    seen = []
     for layer in last_layers(network, 3).values():
         layer.register_forward_hook(lambda *args: seen.append(args[2]))
     logits = network(torch.rand(2, 3, 224, 224))
@@ -254,11 +245,10 @@ def test_heads_that_distil_are_tuned() -> None:
     'efficientnet-b0', 'regnetx-400mf', 'deit-tiny', 'swin-tiny',
     'mobileone-s0', 'edgenext-xxsmall', 'levit-128s', 'efficientformer-l1',
     'wrn-16-2', 'mobilevit-xxsmall', 'repvgg-a0', 'vig-tiny'])
-def test_students_losses_get_logits_and_labels(
-        name: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_students_losses_get_logits_and_labels(name, caplog):
     caplog.set_level(logging.ERROR)
     model = build(classifier(name, 3, *IMAGENET))
-    seen: dict[str, Any] = {}
+    seen = {}
     model.head.loss_module.register_forward_hook(
         lambda _, inputs, output: seen.update(scores=inputs[0],
                                               labels=inputs[1]))
@@ -276,12 +266,12 @@ def test_students_losses_get_logits_and_labels(
 
 
 @pytest.mark.parametrize('name', ['conformer-tiny', 'timm:resnet10t'])
-def test_what_cannot_learn_is_refused(name: str) -> None:
+def test_what_cannot_learn_is_refused(name):
     with pytest.raises(NetworkError, match=r'puts out|mmpretrain'):
         classifier(name, 3, *IMAGENET)
 
 
-def test_a_run_names_its_network(tmp_path: Path) -> None:
+def test_a_run_names_its_network(tmp_path):
     config = classifier('wrn-16-2', 2, (1, 2, 3), (4, 5, 6))
     model = build(config)
     test = dict(dataset=dict(type='CustomDataset', pipeline=[

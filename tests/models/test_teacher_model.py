@@ -1,11 +1,8 @@
 """A teacher of other libraries' networks, in a distillation and alone."""
-from __future__ import annotations
-
 import logging
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -14,7 +11,7 @@ from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from mmpretrain.models import ClsDataPreprocessor
 from mmpretrain.structures import DataSample
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 import wsld_plugin
@@ -31,28 +28,27 @@ MEAN, STD, OWN_MEAN, OWN_STD = (
 class Look(nn.Module):
     """Keeps the pictures that it gets."""
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes):
         super().__init__()
         self.norm = nn.BatchNorm2d(3)
         self.fc = nn.Linear(3, num_classes)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         self.seen = x
         return self.fc(self.norm(x).mean((2, 3)))
 
 
-def look(**fields: Any) -> dict[str, Any]:
+def look(**fields):
     return dict(network=f'python:{__name__}.Look', num_classes=5, **fields)
 
 
-def seen(teacher: Teacher) -> Tensor:
+def seen(teacher):
     return teacher.backbone.networks[0].network.seen
 
 
 @pytest.mark.parametrize('rgb', [True, False])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, None])
-def test_a_member_gets_its_own_preprocessors_pixels(
-        rgb: bool, dtype: torch.dtype | None) -> None:
+def test_a_member_gets_its_own_preprocessors_pixels(rgb, dtype):
     files = [torch.randint(256, (3, 12, 12)).byte() for _ in range(4)]
     # Files are BGR. This student may leave them so.
     inputs = dict({key: value if rgb else value[::-1]
@@ -79,7 +75,7 @@ def test_a_member_gets_its_own_preprocessors_pixels(
     assert (seen(teacher) == own).float().mean() > 0.99
 
 
-def test_what_is_the_students_is_not_computed() -> None:
+def test_what_is_the_students_is_not_computed():
     inputs = torch.randn(2, 3, 12, 12)
     for member in (look(), look(size=12, **STUDENT)):
         teacher = Teacher([member], inputs=STUDENT)
@@ -87,7 +83,7 @@ def test_what_is_the_students_is_not_computed() -> None:
         assert seen(teacher) is inputs
 
 
-def test_a_member_gets_its_own_size() -> None:
+def test_a_member_gets_its_own_size():
     pixels = torch.randint(256, (2, 3, 12, 12)).float()
     teacher = Teacher([look(size=8, **OTHER)], inputs=STUDENT)
     teacher((pixels - MEAN) / STD)
@@ -96,7 +92,7 @@ def test_a_member_gets_its_own_size() -> None:
 
 
 @pytest.mark.parametrize('combine', ['probabilities', 'logits'])
-def test_members_are_averaged(combine: str) -> None:
+def test_members_are_averaged(combine):
     teacher = Teacher([look(), look()], combine=combine, weights=[3, 1])
     inputs = torch.randn(4, 3, 6, 6)
     one, two = (network(inputs).double()
@@ -124,12 +120,12 @@ def test_members_are_averaged(combine: str) -> None:
     (dict(members=[]), 'as many'),
     (dict(members=[look(**OTHER)], inputs=None), 'inputs those'),
     (dict(members=[look(mean=[1, 2, 3])]), 'needs both')])
-def test_wrong_arguments(fields: dict[str, Any], said: str) -> None:
+def test_wrong_arguments(fields, said):
     with pytest.raises(ValueError, match=said):
         Teacher(**dict(dict(members=[look()], inputs=STUDENT), **fields))
 
 
-def test_heads_alone_train() -> None:
+def test_heads_alone_train():
     teacher = Teacher([look(), look()], trainable='head').train()
     before = {key: one.clone() for key, one in teacher.state_dict().items()}
     teacher(torch.randn(4, 3, 6, 6)).sum().backward()
@@ -141,7 +137,7 @@ def test_heads_alone_train() -> None:
         assert torch.equal(value, before[key]), key
 
 
-def distillation(tmp_path: Path, **fields: Any) -> Config:
+def distillation(tmp_path, **fields):
     cfg = Config.fromfile(ROOT / 'tests' / 'tools' / 'tiny_distillation.py')
     cfg.merge_from_dict({
         'work_dir': str(tmp_path), 'experiment_name': tmp_path.name,
@@ -158,7 +154,7 @@ def distillation(tmp_path: Path, **fields: Any) -> Config:
 
 
 @pytest.mark.parametrize('dtype', [None, 'bfloat16'])
-def test_it_teaches_with_all_hooks(dtype: str | None, tmp_path: Path) -> None:
+def test_it_teaches_with_all_hooks(dtype, tmp_path):
     cfg = distillation(tmp_path)
     teacher = MODELS.build(cfg.model.teacher)
     cfg.model.teacher_ckpt = str(tmp_path / 'teacher.pth')
@@ -187,7 +183,7 @@ def test_it_teaches_with_all_hooks(dtype: str | None, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize('file', [True, False])
-def test_only_what_is_random_is_called_so(file: bool, tmp_path: Path) -> None:
+def test_only_what_is_random_is_called_so(file, tmp_path):
     cfg = distillation(tmp_path)
     member, = cfg.model.teacher.members
     network = Teacher([dict(member)], STUDENT).backbone.networks[0].network
@@ -204,9 +200,7 @@ def test_only_what_is_random_is_called_so(file: bool, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     'name', [path.stem for path in (ROOT / 'configs' / 'teachers').iterdir()
              if path.suffix == '.py'])
-def test_shipped_configs_take_a_step(
-        name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-        caplog: pytest.LogCaptureFixture) -> None:
+def test_shipped_configs_take_a_step(name, tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.ERROR)
     cfg = Config.fromfile(ROOT / 'configs' / 'teachers' / f'{name}.py').model
     assert cfg.teacher_ckpt is None
