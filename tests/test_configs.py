@@ -87,40 +87,16 @@ def test_a_leaf_is_what_its_name_says(name):
     read = {*inspect.signature(Runner).parameters, 'custom_imports'}
     assert cfg.keys() - read == set()
     assert Config.fromstring(cfg.pretty_text, '.py').to_dict() == cfg.to_dict()
-    model = cfg.model
-    if not teacher:
-        assert model == network(student, data)
-        return
-    student = network(student, data)
-    # All samples are the divisor, a fifth has a label.
-    student['head']['loss']['loss_weight'] *= 1 + 4 * ('unlabelled' in suffix)
-    assert model.architecture == student
-    holder = model
-    if suffix.endswith('-cached'):
-        assert model.teacher_ckpt is None
-        holder = model.teacher
-    assert holder.teacher == network(teacher, data)
-    for field in ('distill_losses', 'loss_forward_mappings'):
-        assert [*model.distiller[field]] == [f'loss_{method}']
-    alone = f'ce_{NAME.fullmatch(name)[2]}_{data}'
-    assert holder.teacher_ckpt == (
-        ModelHub.get(f'{teacher}_8xb32_in1k').weights if data == 'in1k' else
-        f'work_dirs/{alone}/epoch_{load(alone).train_cfg.max_epochs}.pth')
 
-
-@pytest.mark.parametrize('name', LEAVES)
-def test_a_leaf_has_its_recipe(name):
-    cfg = load(name)
-    method, teacher, student, data, suffix = parse(name)
     lr, decay, batch, epochs, (tau, weight) = RECIPES[data]
     if data == 'cifar100' and student in ('shufflev1', 'shufflev2', 'mbv2'):
         lr = 0.01
     assert cfg.optim_wrapper == dict(type='OptimWrapper', optimizer=dict(
         type='SGD', lr=lr, momentum=0.9, weight_decay=decay,
         nesterov='evalbn' not in suffix))
-    assert cfg.auto_scale_lr.base_batch_size == batch
     gpus = 8 if data == 'in1k' else 1
     assert cfg.train_dataloader.batch_size * gpus == batch
+    assert cfg.auto_scale_lr.base_batch_size == batch
     epochs = {'ce_r34_digits': 12, 'ce_resnet20_cifar10': 24,
               'wsld_r34_r18_digits-unlabelled': 12}.get(name, epochs)
     assert cfg.train_cfg.max_epochs == epochs
@@ -128,14 +104,31 @@ def test_a_leaf_has_its_recipe(name):
     assert schedule == dict(
         type='MultiStepLR', by_epoch=True, milestones=STEPS[data],
         gamma=0.1) if data in STEPS else schedule[1].end == epochs
-    if teacher:
-        assert cfg.model.teacher_norm_eval == (
-            data in ('digits', 'cifar10') or 'evalbn' in suffix)
+
+    model = holder = cfg.model
+    student = network(student, data)
+    if not teacher:
+        assert model == student
+        return
+    # All samples are the divisor, a fifth has a label.
+    student['head']['loss']['loss_weight'] *= 1 + 4 * ('unlabelled' in suffix)
+    assert model.architecture == student
+    if suffix.endswith('-cached'):
+        assert model.teacher_ckpt is None
+        holder = model.teacher
+    assert holder.teacher == network(teacher, data)
+    assert model.teacher_norm_eval == (
+        data in ('digits', 'cifar10') or 'evalbn' in suffix)
+    for field in ('distill_losses', 'loss_forward_mappings'):
+        assert [*model.distiller[field]] == [f'loss_{method}']
     if method in LOSSES:
-        loss = cfg.model.distiller.distill_losses[f'loss_{method}']
         more = {'unlabelled': 'teacher'} if 'unlabelled' in suffix else {}
-        assert loss == dict(
+        assert model.distiller.distill_losses[f'loss_{method}'] == dict(
             type=LOSSES[method], tau=tau, loss_weight=weight, **more)
+    alone = f'ce_{NAME.fullmatch(name)[2]}_{data}'
+    assert holder.teacher_ckpt == (
+        ModelHub.get(f'{teacher}_8xb32_in1k').weights if data == 'in1k' else
+        f'work_dirs/{alone}/epoch_{load(alone).train_cfg.max_epochs}.pth')
 
 
 @pytest.mark.parametrize('name', [

@@ -6,17 +6,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from wsld_plugin.analysis import (
-    AnalysisError,
-    compare_runs,
-    read_history,
-    report_experiments,
-)
+from wsld_plugin.analysis import AnalysisError, compare_runs, read_history
 from wsld_plugin.analysis.runs import (
     holm,
     method_name,
     paired_difference,
     read_runs,
+    report_experiments,
 )
 
 

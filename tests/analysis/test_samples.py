@@ -8,17 +8,13 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
-from wsld_plugin.analysis import (
-    AnalysisError,
-    evaluation_loader,
-    regularization_report,
-    student_network,
-    teacher_network,
-)
+from wsld_plugin.analysis import AnalysisError, evaluation_loader
+from wsld_plugin.analysis.predictions import student_network, teacher_network
 from wsld_plugin.analysis.regularization import (
     LossSettings,
     inspect_batch,
     loss_settings,
+    regularization_report,
 )
 from wsld_plugin.analysis.sample_drawings import picture
 

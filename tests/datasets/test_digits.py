@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 from mmengine.registry import DATASETS
+from sklearn.datasets import load_digits
 
 from wsld_plugin.datasets import DigitsDataset, resampled_indices
 from wsld_plugin.datasets.digits import SPLITS, split_indices
@@ -12,13 +13,8 @@ from wsld_plugin.datasets.digits import SPLITS, split_indices
 DIGITS = dict(type='DigitsDataset', split='val', indices=41)
 
 
-def sklearn_digits():
-    from sklearn.datasets import load_digits
-    return load_digits()
-
-
 def test_splits_are_disjoint_complete_stratified_and_never_change():
-    labels = sklearn_digits().target
+    labels = load_digits().target
     parts = [split_indices(labels, split) for split in SPLITS]
     assert sorted(np.concatenate(parts)) == list(range(1797))
     for part, share in zip(parts, (0.5, 0.2, 0.3)):
@@ -35,7 +31,7 @@ def test_splits_are_disjoint_complete_stratified_and_never_change():
 
 @pytest.mark.parametrize('split', SPLITS)
 def test_scans_are_those_of_sklearn(split):
-    digits = sklearn_digits()
+    digits = load_digits()
     lazy = DigitsDataset(split, lazy_init=True)
     assert not lazy.data_list
     dataset = pickle.loads(pickle.dumps(lazy))

@@ -8,11 +8,8 @@ import pytest
 from mmpretrain.datasets import CustomDataset
 from PIL import Image
 
-from wsld_plugin.datasets import (
-    PictureFolderError,
-    read_folder,
-    write_lists,
-)
+from wsld_plugin.datasets import PictureFolderError, read_folder
+from wsld_plugin.datasets.folder import write_lists
 
 RNG = np.random.RandomState(0)
 

@@ -14,12 +14,8 @@ from wsld_plugin.checkpoints import read_checkpoint
 from wsld_plugin.datasets import PictureFolderError, read_folder
 from wsld_plugin.distillation import DistilError, stages
 from wsld_plugin.distillation.recipe import Recipe
-from wsld_plugin.models import (
-    NetworkError,
-    build_network,
-    classifier,
-    find_network,
-)
+from wsld_plugin.models import NetworkError, build_network
+from wsld_plugin.models.sources import classifier, find_network
 
 ARGUMENTS = dict(
     teacher=['wrn-16-2@none', 'resnet20@none'], teacher_weights=[2, 1],

@@ -7,12 +7,9 @@ import pytest
 import torch
 from loss_tester import gradient, make, needs_compiler, rows_of, targets_of
 
-from wsld_plugin.functional import (
-    regularization_samples,
-    sample_weight,
-    wsld_loss,
-)
+from wsld_plugin.functional import regularization_samples, wsld_loss
 from wsld_plugin.functional.regularization import _label_gradients
+from wsld_plugin.functional.schemes import sample_weight
 
 TAUS = [0.5, 1.0, 2.0, 4.0, 20.0]
 ALL = ['wsld', 'uniform', 'drop_regularization', 'only_regularization',

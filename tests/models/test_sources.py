@@ -10,14 +10,9 @@ from mmpretrain.structures import DataSample
 from torch import nn
 
 from wsld_plugin.checkpoints import student_checkpoint
-from wsld_plugin.models import (
-    NetworkError,
-    build_network,
-    classifier,
-    find_network,
-)
+from wsld_plugin.models import NetworkError, build_network
 from wsld_plugin.models.building import last_layers
-from wsld_plugin.models.sources import zoo_name
+from wsld_plugin.models.sources import classifier, find_network, zoo_name
 
 IMAGENET = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
@@ -38,20 +33,6 @@ def own(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, 'own', raising=False)
     return tmp_path
-
-
-@pytest.fixture(scope='session')
-def hf_folder(tmp_path_factory):
-    transformers = pytest.importorskip('transformers')
-    folder = tmp_path_factory.mktemp('hf')
-    config = transformers.ResNetConfig(
-        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1],
-        id2label={0: 'cat', 1: 'dog', 2: 'owl'})
-    transformers.ResNetForImageClassification(config).save_pretrained(folder)
-    transformers.ViTImageProcessor(
-        size=dict(height=40, width=40), image_mean=[.5, .4, .3],
-        image_std=[.2, .2, .1]).save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.parametrize('name, model', [
@@ -144,12 +125,20 @@ def test_another_networks_file_is_refused(tmp_path):
             'timm:resnet18', 3, str(path.with_suffix('.safetensors')))
 
 
-def test_hugging_face_folder(hf_folder):
+def test_hugging_face_folder(tmp_path):
+    transformers = pytest.importorskip('transformers')
     from safetensors.torch import load_file
-    source = find_network(f'hf:{hf_folder}')
+    config = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1],
+        id2label={0: 'cat', 1: 'dog', 2: 'owl'})
+    transformers.ResNetForImageClassification(config).save_pretrained(tmp_path)
+    transformers.ViTImageProcessor(
+        size=dict(height=40, width=40), image_mean=[.5, .4, .3],
+        image_std=[.2, .2, .1]).save_pretrained(tmp_path)
+    source = find_network(f'hf:{tmp_path}')
     assert source[1:6] == ('pretrained', ('cat', 'dog', 'owl'), 40,
                            (127.5, 102, 76.5), (51, 51, 25.5))
-    file = hf_folder / 'model.safetensors'
+    file = tmp_path / 'model.safetensors'
     for weights in ('pretrained', str(file)):
         for count in (3, 7):
             network = build_network(source.network, count, weights)
