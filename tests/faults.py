@@ -32,7 +32,6 @@ def print_counts(title, counts):
         print(f'{number:7}  ' + '  '.join(f'{cell:30}' for cell in row))
 
 
-# ---------------------------------------------------------------- fuzz
 def fuzz(args, draw, folder):
     from fuzzing import AREAS, one_case
     counts = Counter()
@@ -55,7 +54,6 @@ def fuzz(args, draw, folder):
     return bool(faults)
 
 
-# ---------------------------------------------------------------- kill -9
 def start(command, log, **environment):
     with log.open('a') as file:
         return subprocess.Popen(

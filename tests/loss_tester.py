@@ -123,7 +123,6 @@ class LossTester:
             lambda s, t, y: (0.0, [0.0] * len(s)) if y is None else
             self.exact(s, t, y), student, teacher, labels, ignore)
 
-    # ------------------------------------------------ value and gradient
     @pytest.mark.parametrize('shape', SHAPES, ids=str)
     @pytest.mark.parametrize('soft', [False, True])
     @pytest.mark.parametrize('reduction', ['none', 'sum', 'mean'])
@@ -163,7 +162,6 @@ class LossTester:
         assert teacher.grad is None and student.grad.abs().sum() > 0
         assert not loss(student.detach(), teacher, labels).requires_grad
 
-    # ---------------------------------------------------------- precision
     @pytest.mark.parametrize('dtype', list(TOLERANCES), ids=str)
     @pytest.mark.parametrize('shape', [(8, 100), (2, 19, 4, 5)], ids=str)
     @pytest.mark.parametrize('soft', [False, True])
@@ -210,7 +208,6 @@ class LossTester:
         torch.testing.assert_close(grad.cpu().double(), grads / 64,
                                    rtol=1e-3, atol=1e-6)
 
-    # --------------------------------------------- rows, classes, layouts
     @pytest.mark.parametrize('reduction', ['mean', 'sum', 'none'])
     @pytest.mark.parametrize('shape', [(0, 4), (0, 4, 3, 3), (3, 4),
                                        (2, 4, 2, 2)], ids=str)
@@ -260,7 +257,6 @@ class LossTester:
             torch.testing.assert_close(both(self.build(), s, t, labels),
                                        expected)
 
-    # --------------------------------------------------- ways of calling
     def test_a_teacher_that_ran_under_inference_mode(self, device):
         student, teacher, labels = make((4, 3), device=device)
         loss = self.build()
@@ -328,7 +324,6 @@ class LossTester:
         with pytest.raises(ValueError, match=f'{message}, got {label}'):
             self.build()(student, teacher, labels)
 
-    # ----------------------------------------------------------- a module
     def test_it_is_copied_and_saved_with_a_model(self):
         loss = self.build()
         data = make((6, 5))

@@ -38,13 +38,12 @@ def test_parts_are_those_of_the_paper(files):
         ours = bias_variance(logp[kept], gt_labels)
         # The term as the paper defines it.
         term = bias_variance(
-            logp[kept],
-            gt_labels,
+            logp[kept], gt_labels,
             reference=direct[kept].double().mean(0)).distillation
-        change = ours.variance - bias_variance(direct[kept],
-                                               gt_labels).variance
-        return torch.stack(
-            [part.mean() for part in (*ours[:4], term, change)])
+        change = ours.variance - bias_variance(
+            direct[kept], gt_labels).variance
+        return torch.stack([
+            part.mean() for part in (*ours[:4], term, change)])
 
     expected = jackknife(means, 3)
     found = decompose(paths['distilled'], labels, paths['direct'])
@@ -59,8 +58,7 @@ def test_tables_and_drawing(files):
     table = decomposition_table({
         ('z', 9): decompose(paths['direct'], labels),
         ('kd', 20): decompose(paths['distilled'], labels, paths['direct']),
-        ('kd', 3): decompose(paths['distilled'], labels, paths['direct'])
-    })
+        ('kd', 3): decompose(paths['distilled'], labels, paths['direct'])})
     assert table['part'].tolist() == 3 * list(PARTS)
     means = table.set_index(['config', 'epoch', 'part'])['mean']
     assert np.isnan(means['z', 9, 'bias change'])
@@ -68,8 +66,7 @@ def test_tables_and_drawing(files):
         means['kd', 20, 'bias'] - means['z', 9, 'bias'])
     shown = readable_decomposition(table)
     assert [*shown] == [
-        'config', 'epoch', *(part for part in PARTS if part != 'noise')
-    ]
+        'config', 'epoch', *(part for part in PARTS if part != 'noise')]
     assert shown['config'].tolist() == ['z', 'kd', 'kd']
     assert shown['epoch'].tolist() == [9, 20, 3]
     assert shown['bias change'][0] == ''

@@ -65,17 +65,14 @@ def test_resumed_and_restarted_attempts(tmp_path):
 def test_methods_by_hand(tmp_path):
     # In an order in which seeds of one method are apart, and with a comma.
     ce = log(tmp_path / 'a,b' / 'ce', {1: 50.0}, seed=0)
-    kd = [
-        log(tmp_path / 'kd_seed0', {1: 90.0, 2: 80.0}, seed=0),
-        log(tmp_path / 'kd_seed1', {1: 84.0, 2: 84.0}, seed=1)
-    ]
+    kd = [log(tmp_path / 'kd_seed0', {1: 90.0, 2: 80.0}, seed=0),
+          log(tmp_path / 'kd_seed1', {1: 84.0, 2: 84.0}, seed=1)]
     table = compare_runs([kd[0], ce, kd[1]], tmp_path / 'out')
     assert table.attrs['metric'] == 'accuracy/top1'
     # 80 and 84 deviate by sqrt(8), 90 and 84 by sqrt(18); the first of equals.
     assert table.values.tolist() == [
         ['kd', 2, 0, '82.00 ± 2.83', '87.00 ± 4.24'],
-        ['ce', 1, 1, '50.00', '50.00']
-    ]
+        ['ce', 1, 1, '50.00', '50.00']]
     rows = pd.read_csv(tmp_path / 'out' / 'runs.csv')
     assert rows.run.tolist() == [str(kd[0]), str(ce), str(kd[1])]
     assert rows['last epoch'].tolist() == [2, 1, 2]
@@ -171,14 +168,12 @@ def test_report_of_a_plan(tmp_path, tested):
     assert table.unfinished.tolist() == [0, 1, 0]
     # By seed: kd has 75 and 66, ce 51 and 54; 1 and 0 are 66 - 54, 75 - 51.
     assert table['last'].tolist() == [
-        '50.00', '52.50 ± 2.12', '70.50 ± 6.36'
-    ]
+        '50.00', '52.50 ± 2.12', '70.50 ± 6.36']
     assert table['best'].tolist()[1] == '60.00 ± 0.00'
     if tested:
         # Tests of seeds 0 and 1: 69, 68 and 65, 66.
         assert table['test - ce'].tolist() == [
-            '', '', '-3.00 (-15.71 to +9.71; p = 0.2, corrected 0.2)'
-        ]
+            '', '', '-3.00 (-15.71 to +9.71; p = 0.2, corrected 0.2)']
     else:
         assert table['last - ce'].tolist()[:2] == ['', '']
         assert table['last - ce'].tolist()[2].startswith('+18.00 (-58')

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import MODELS
 from torch import nn
 
 from wsld_plugin.checkpoints import export_onnx, export_student
@@ -59,14 +59,11 @@ def findings(tmp_path_factory):
         ann_file=str(out / 'test.txt'), pipeline=[
             dict(type='LoadImageFromFile'),
             dict(type='ResizeEdge', scale=36, edge='short', backend='pillow'),
-            dict(type='CenterCrop', crop_size=32),
-            dict(type='PackInputs')
-        ]))
+            dict(type='CenterCrop', crop_size=32), dict(type='PackInputs')]))
     (out / 'test.txt').write_text(''.join(f'{name} 0\n' for name, _ in files))
     cfg.dump(out / 'config.py')
     torch.manual_seed(0)
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        weights = MODELS.build(cfg.model).state_dict()
+    weights = MODELS.build(dict(model, _scope_='mmpretrain')).state_dict()
     weights['head.fc.weight'] *= 5
     meta = dict(cfg=cfg.pretty_text, dataset_meta=dict(classes=CLASSES))
     torch.save(dict(state_dict=weights, meta=meta), out / 'epoch_1.pth')
@@ -74,11 +71,10 @@ def findings(tmp_path_factory):
     onnx = export_onnx(str(student), str(out / 'x'),
                        with_preprocessing=True).path
     return Findings(
-        folder, [
-            judged('teacher', labels),
-            judged('student alone', labels[:4] + [0] * 8),
-            judged('student distilled', [*labels[:9], 0, 2, 0])
-        ], {'none yet': out}, dict(data=out, tau='<auto>'), dict(search=90.),
+        folder, [judged('teacher', labels),
+                 judged('student alone', labels[:4] + [0] * 8),
+                 judged('student distilled', [*labels[:9], 0, 2, 0])],
+        {'none yet': out}, dict(data=out, tau='<auto>'), dict(search=90.),
         pd.DataFrame(dict(tau=[1., 4.], accuracy=[math.nan, 50.])), student,
         onnx, out / 'config.py')
 

@@ -28,7 +28,6 @@ def total(parts):
     return parts.noise + parts.bias + parts.distillation + parts.variance
 
 
-# ----------------------------------------------------------------- oracle
 @pytest.mark.parametrize('shape', [(5, 20, 4), (1, 7, 3), (2, 6, 2),
                                    (3, 2, 200)])
 @pytest.mark.parametrize('soft', [False, True])
@@ -72,7 +71,6 @@ def test_error_is_the_sum_of_its_parts(scale, runs, soft, dtype):
             assert (part >= 0).all()
 
 
-# ------------------------------------------------------------- properties
 def test_logits_are_normalised():
     logp, labels = make(scale=1.0)
     shift = torch.randn(5, 20, 1, dtype=torch.float64)
@@ -81,7 +79,6 @@ def test_logits_are_normalised():
         torch.testing.assert_close(got, exact)
 
 
-# -------------------------------------------------------------- jackknife
 def test_jackknife_makes_the_plug_in_variance_unbiased():
     x = make(6, 3, 2)[0].flatten(1)
     mean, _ = jackknife(lambda kept: x[kept].var(0, unbiased=False), 6)
@@ -94,7 +91,6 @@ def test_jackknife_of_a_constant_is_certain():
     assert error.tolist() == [0.0, 0.0]
 
 
-# ----------------------------------------------------------------- errors
 @pytest.mark.parametrize('change,error,match', [
     (dict(logp=[[0.0]]), TypeError, 'logp must be a float tensor, got list'),
     (dict(logp=torch.zeros(2, 3, 4).long()), TypeError, 'logp.*int64'),

@@ -28,7 +28,6 @@ def oracle_of(function, student, teacher, labels, tau):
     return torch.tensor(rows, dtype=torch.float64)
 
 
-# ------------------------------------------------------------ derivatives
 @pytest.mark.parametrize('tau', TAUS)
 @pytest.mark.parametrize('shape', [(40, 6), (9, 2), (2, 5, 3, 4)], ids=str)
 @pytest.mark.parametrize('soft', [False, True])
@@ -76,7 +75,6 @@ def test_a_single_class_has_no_derivatives():
             assert (part == 0).all()
 
 
-# ---------------------------------------------------------------- samples
 @pytest.mark.parametrize('tau', TAUS)
 @pytest.mark.parametrize('shape', [(60, 6), (2, 5, 3, 4)], ids=str)
 @pytest.mark.parametrize('soft', [False, True])
@@ -104,7 +102,6 @@ def test_a_small_excess_is_not_rounded_away():
         student, teacher, labels, tau=1.0).tolist() == [True, False]
 
 
-# ---------------------------------------------------------------- schemes
 @pytest.mark.parametrize('ignored', [False, True])
 def test_a_random_share_as_large_is_dropped(ignored):
     data = draw((50, 6))
@@ -159,7 +156,6 @@ def test_schemes_trace_without_graph_breaks(weighting):
                                    gradient(expected, student))
 
 
-# ----------------------------------------------------------------- errors
 def test_bad_input_is_refused():
     z = torch.zeros(2, 3)
     for labels, tau, match in (([0, 2], 0.0, 'tau must be above 0, got 0'),

@@ -16,7 +16,6 @@ from wsld_plugin import command_line, config
 from .cases import DAMAGES, REFUSED, expect
 
 
-# ---------------------------------------------------------------- configs
 @contextlib.contextmanager
 def plain(draw):
     """Mostly without yapf, which lays each config out in half a second."""
@@ -98,7 +97,6 @@ def configs(folder):
     return {name: partial(build, change) for name, change in CHANGES.items()}
 
 
-# ---------------------------------------------------------------- plans
 def plans(folder):
     from plan import read_plan
     network = dict(type='text', head=dict(num_classes=3))

@@ -26,7 +26,6 @@ from wsld_plugin.datasets import read_folder
 from .cases import DAMAGES, RIGHT, cut, expect, judged
 
 
-# ---------------------------------------------------------------- checkpoints
 def same(one, two):
     leaves, others = map(_pytree.tree_flatten, (one, two))
     return str(leaves[1]) == str(others[1]) and all(
@@ -117,7 +116,6 @@ def checkpoints(folder):
         'other pickle': pickled, 'other pickle again': pickled}
 
 
-# ---------------------------------------------------------------- caches
 def caches(folder):
     return {f'{name}: {kind}': case
             for name, top_k in (('all classes', None), ('top 3', 3))
@@ -163,7 +161,6 @@ def one_cache(place, top_k):
         f'{ROWS} rows swapped': partial(damaged, ROWS, swapped)}
 
 
-# ---------------------------------------------------------------- pictures
 def huge(data, draw):
     """A PNG whose header tells of more pixels than it has."""
     sizes = struct.pack('>II', *(draw.choice([

@@ -80,7 +80,7 @@ def right_loss(kind, draw):
     exact, rows = exact.flatten(), exact.numel()
     if settings['reduction'] == 'mean':
         count = max(1, rows if labels.is_floating_point() else
-                    (labels != ignore).sum().item())
+                    (labels.long() != ignore).sum().item())
         exact, slopes = exact / count, slopes / count
     got = value.detach().double().flatten()
     if settings['reduction'] != 'none':
