@@ -1,12 +1,9 @@
 """What all tests share."""
-from __future__ import annotations
-
+import functools
 import importlib.util
 import signal
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -24,29 +21,20 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items):
     """Whole programs first: they are few and long, and others fill in."""
     items.sort(key=lambda item: 'tools' not in item.path.parts)
 
 
 @pytest.fixture(scope='session', autouse=True)
-def _configs_as_they_are() -> Iterator[None]:
+def _configs_as_they_are():
     """No yapf: laying a config out takes longer than training it."""
     from mmengine.config import config
     with pytest.MonkeyPatch.context() as patch:
         if hasattr(config, 'FormatCode'):
-            patch.setattr(config, 'FormatCode', _AsItIs(config.FormatCode))
+            patch.setattr(config, 'FormatCode', functools.update_wrapper(
+                lambda text, **kwargs: (text, True), config.FormatCode))
         yield
-
-
-class _AsItIs:
-    """What yapf's function returns, without what it does."""
-
-    def __init__(self, real: Callable[..., Any]) -> None:
-        self.real = real
-
-    def __call__(self, text: str, **kwargs: Any) -> tuple[str, bool]:
-        return text, True
 
 
 @pytest.fixture(params=[
@@ -56,18 +44,18 @@ class _AsItIs:
         pytest.mark.skipif(
             not torch.cuda.is_available(), reason='no CUDA device here')])
 ])
-def device(request: pytest.FixtureRequest) -> torch.device:
+def device(request):
     """Each kind of device that a test is to run on."""
     return torch.device(request.param)
 
 
 @pytest.fixture(scope='session')
-def call_tool() -> Iterator[Callable[..., None]]:
+def call_tool():
     """Call a Python tool's ``main`` with command line arguments."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(TOOLS))
 
-        def call(name: str, *args: object) -> None:
+        def call(name, *args):
             path = TOOLS / name
             spec = importlib.util.spec_from_file_location(
                 f'tool_{path.stem}', path)

@@ -65,8 +65,27 @@ def targets_of(labels, classes, ignore=-100):
             for y in labels.flatten().tolist()]
 
 
+def judge(exact, student, teacher, labels, ignore=-100):
+    """Values ``(N, *)`` and gradients ``(N, C, *)``, of exact row by row."""
+    rows = [exact(*row) for row in zip(
+        rows_of(student), rows_of(teacher),
+        targets_of(labels, student.shape[1], ignore))]
+    values, grads = (
+        torch.tensor([row[i] for row in rows], dtype=torch.float64)
+        for i in (0, 1))
+    shape = student[:, 0].shape
+    return values.view(shape), grads.view(
+        *shape, student.shape[1]).movedim(-1, 1)
+
+
 def gradient(loss, student):
     return torch.autograd.grad(loss, student)[0]
+
+
+def both(loss, student, teacher, labels):
+    """Value and gradient."""
+    value = loss(student, teacher, labels)
+    return value, gradient(value.sum(), student)
 
 
 def answers(loss, student, teacher, labels):
@@ -79,8 +98,7 @@ def answers(loss, student, teacher, labels):
         yield torch.func.grad_and_value(loss)(student.detach(), teacher,
                                               labels)[::-1]
     for way in ways:
-        value = way(student, teacher, labels)
-        yield value, gradient(value, student)
+        yield both(way, student, teacher, labels)
 
 
 class LossTester:
@@ -101,17 +119,10 @@ class LossTester:
         return loss(student, teacher, labels)
 
     def judge(self, student, teacher, labels, ignore=-100):
-        """Values ``(N, *)`` and gradients ``(N, C, *)`` by the oracle."""
-        classes = student.shape[1]
-        rows = [(0.0, [0.0] * classes) if y is None else self.exact(s, t, y)
-                for s, t, y in zip(rows_of(student), rows_of(teacher),
-                                   targets_of(labels, classes, ignore))]
-        values, grads = (torch.tensor(x, dtype=torch.float64)
-                         for x in zip(*rows))
-        shape = student[:, 0].shape
-        return values.view(shape), grads.view(*shape, -1).movedim(-1, 1)
+        return judge(
+            lambda s, t, y: (0.0, [0.0] * len(s)) if y is None else
+            self.exact(s, t, y), student, teacher, labels, ignore)
 
-    # ------------------------------------------------ value and gradient
     @pytest.mark.parametrize('shape', SHAPES, ids=str)
     @pytest.mark.parametrize('soft', [False, True])
     @pytest.mark.parametrize('reduction', ['none', 'sum', 'mean'])
@@ -126,12 +137,11 @@ class LossTester:
             values = values.sum()
         if reduction == 'mean':
             values, grads = values / count, grads / count
-        loss = self.build(reduction=reduction, ignore_index=255)(
-            student, teacher, labels)
+        loss, grad = both(self.build(reduction=reduction, ignore_index=255),
+                          student, teacher, labels)
         torch.testing.assert_close(loss.cpu(), values, rtol=1e-11,
                                    atol=1e-13)
-        torch.testing.assert_close(gradient(loss.sum(), student).cpu(), grads,
-                                   rtol=1e-9, atol=1e-14)
+        torch.testing.assert_close(grad.cpu(), grads, rtol=1e-9, atol=1e-14)
 
     @pytest.mark.parametrize('soft', [False, True])
     def test_first_and_second_derivative_are_numerical(self, soft):
@@ -152,7 +162,6 @@ class LossTester:
         assert teacher.grad is None and student.grad.abs().sum() > 0
         assert not loss(student.detach(), teacher, labels).requires_grad
 
-    # ---------------------------------------------------------- precision
     @pytest.mark.parametrize('dtype', list(TOLERANCES), ids=str)
     @pytest.mark.parametrize('shape', [(8, 100), (2, 19, 4, 5)], ids=str)
     @pytest.mark.parametrize('soft', [False, True])
@@ -164,9 +173,8 @@ class LossTester:
             teacher = teacher.float()
         values, grads = self.judge(student, teacher, labels)
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            loss = self.build()(student, teacher, labels)
+            loss, grad = both(self.build(), student, teacher, labels)
         wide = torch.float64 if dtype == torch.float64 else torch.float32
-        grad = gradient(loss, student)
         assert (loss.dtype, grad.dtype) == (wide, dtype)
         rel, rel_grad = TOLERANCES[dtype]
         assert loss.item() == pytest.approx(values.mean().item(), rel=rel)
@@ -179,12 +187,11 @@ class LossTester:
         # A gradient that is rounded before it is scaled underflows.
         student, teacher, labels = make(shape, 0, torch.float16,
                                         device=device)
-        grad = gradient(65536 * self.build()(student, teacher, labels),
-                        student)
         wide = student.detach().double().requires_grad_()
-        grad_wide = gradient(
-            65536 * self.build()(wide, teacher.double(), labels), wide)
-        assert (grad - grad_wide).norm() <= 1e-3 * grad_wide.norm()
+        grad, exact = (
+            gradient(65536 * self.build()(s, teacher.to(s), labels), s)
+            for s in (student, wide))
+        assert (grad - exact).norm() <= 1e-3 * exact.norm()
 
     @pytest.mark.parametrize('size', [1e2, 1e4])
     @pytest.mark.parametrize('soft', [False, True])
@@ -196,32 +203,29 @@ class LossTester:
             student[8:16, 0] = size * 3
             teacher[8:16, 0] = size * 2
         values, grads = self.judge(student, teacher, labels)
-        loss = self.build()(student, teacher, labels)
+        loss, grad = both(self.build(), student, teacher, labels)
         assert loss.item() == pytest.approx(values.mean().item(), rel=1e-5)
-        torch.testing.assert_close(gradient(loss, student).cpu().double(),
-                                   grads / 64, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(grad.cpu().double(), grads / 64,
+                                   rtol=1e-3, atol=1e-6)
 
-    # --------------------------------------------- rows, classes, layouts
     @pytest.mark.parametrize('reduction', ['mean', 'sum', 'none'])
     @pytest.mark.parametrize('shape', [(0, 4), (0, 4, 3, 3), (3, 4),
                                        (2, 4, 2, 2)], ids=str)
     def test_nothing_that_counts_gives_zero(self, device, reduction, shape):
         student, teacher, labels = make(shape, device=device)
-        loss = self.build(reduction=reduction)(
-            student, teacher, torch.full_like(labels, -100))
-        assert loss.requires_grad and loss.sum() == 0
-        assert (gradient(loss.sum(), student) == 0).all()
+        loss, grad = both(self.build(reduction=reduction), student, teacher,
+                          torch.full_like(labels, -100))
+        assert loss.sum() == 0 and (grad == 0).all()
 
     def test_nan_in_an_ignored_row_changes_nothing(self, device):
         student, teacher, labels = make((6, 5, 2), device=device)
         labels[2, 1] = -100
         loss = self.build()
-        expected = loss(student, teacher, labels)
-        grad = gradient(expected, student)
+        expected = both(loss, student, teacher, labels)
         student = student.detach().clone()
         student[2, :, 1], teacher[2, :, 1] = math.nan, math.inf
         for got in answers(loss, student, teacher, labels):
-            torch.testing.assert_close(got, (expected, grad))
+            torch.testing.assert_close(got, expected)
         labels[2, 1] = 0
         assert loss(student, teacher, labels).isnan()
 
@@ -234,46 +238,41 @@ class LossTester:
             return torch.full((6, 5), value, device=device).to(
                 x).index_copy(1, there, x)
 
-        expected = self.build()(student, teacher, labels)
-        grad = spread(gradient(expected, student), 0.0)
+        expected, grad = both(self.build(), student, teacher, labels)
         for got in answers(self.build(), spread(student), spread(teacher),
                            spread(labels, 0.0) if soft else there[labels]):
-            torch.testing.assert_close(got, (expected, grad))
+            torch.testing.assert_close(got, (expected, spread(grad, 0.0)))
 
     @pytest.mark.parametrize('soft', [False, True])
     def test_memory_layouts_agree(self, device, soft):
         student, teacher, labels = make((2, 5, 4, 6), soft=soft,
                                         device=device)
-        expected = self.build()(student, teacher, labels)
-        grad = gradient(expected, student)
+        expected = both(self.build(), student, teacher, labels)
         for view in (lambda x: x.to(memory_format=torch.channels_last),
                      lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
                      lambda x: x.repeat(1, 1, 1, 2)[..., ::2]):
             s, t = view(student.detach()).requires_grad_(), view(teacher)
             s.data.copy_(student.detach())
             t.copy_(teacher)
-            got = self.build()(s, t, labels)
-            torch.testing.assert_close(got, expected)
-            torch.testing.assert_close(gradient(got, s), grad)
+            torch.testing.assert_close(both(self.build(), s, t, labels),
+                                       expected)
 
-    # --------------------------------------------------- ways of calling
     def test_a_teacher_that_ran_under_inference_mode(self, device):
         student, teacher, labels = make((4, 3), device=device)
         loss = self.build()
-        expected = loss(student, teacher, labels)
-        grad = gradient(expected, student)
+        expected = both(loss, student, teacher, labels)
         with torch.inference_mode():
             inferred = teacher * 1
-            assert loss(student, inferred, labels) == expected
+            assert loss(student, inferred, labels) == expected[0]
         for got in answers(loss, student, inferred, labels):
-            torch.testing.assert_close(got, (expected, grad))
+            torch.testing.assert_close(got, expected)
 
     @pytest.mark.skipif(not hasattr(torch, 'func'), reason='no torch.func')
     @pytest.mark.parametrize('soft', [False, True])
     def test_torch_func_and_forward_mode(self, device, soft):
         student, teacher, labels = make((4, 5, 2), soft=soft, device=device)
         loss = self.build(reduction='sum')
-        grad = gradient(loss(student, teacher, labels), student)
+        value, grad = both(loss, student, teacher, labels)
         student = student.detach()
         direction = torch.randn_like(student)
         slope = (grad * direction).sum()
@@ -281,22 +280,18 @@ class LossTester:
         def one(s, t, y):
             return loss(s[None], t[None], y[None])
 
-        torch.testing.assert_close(
-            torch.func.grad(loss)(student, teacher, labels), grad)
-        torch.testing.assert_close(
-            torch.func.vmap(torch.func.grad(one))(student, teacher, labels),
-            grad)
-        torch.testing.assert_close(
-            torch.func.vmap(one)(student, teacher, labels).sum(),
-            loss(student, teacher, labels))
-        torch.testing.assert_close(
-            torch.func.jvp(lambda s: loss(s, teacher, labels), (student, ),
-                           (direction, ))[1], slope)
         with forward_ad.dual_level():
-            value = loss(forward_ad.make_dual(student, direction), teacher,
-                         labels)
-            torch.testing.assert_close(
-                forward_ad.unpack_dual(value).tangent, slope)
+            dual = loss(forward_ad.make_dual(student, direction), teacher,
+                        labels)
+            tangent = forward_ad.unpack_dual(dual).tangent
+        data = student, teacher, labels
+        torch.testing.assert_close(
+            (torch.func.grad(loss)(*data),
+             torch.func.vmap(torch.func.grad(one))(*data),
+             torch.func.vmap(one)(*data).sum(),
+             torch.func.jvp(lambda s: loss(s, teacher, labels), (student, ),
+                            (direction, ))[1], tangent),
+            (grad, grad, value, slope, slope))
 
     @needs_compiler
     @pytest.mark.parametrize('soft', [False, True])
@@ -309,11 +304,9 @@ class LossTester:
         for n in (4, 6, 9, 12, 33):
             student, teacher, labels = make((n, 6, 2), n, soft=soft,
                                             device=device)
-            got, expected = (way(student, teacher, labels)
-                             for way in (compiled, loss))
-            torch.testing.assert_close(got, expected)
-            torch.testing.assert_close(gradient(got, student),
-                                       gradient(expected, student))
+            torch.testing.assert_close(*(
+                both(way, student, teacher, labels)
+                for way in (compiled, loss)))
         # The first size alone, and any size.
         assert counter.frame_count == 2
 
@@ -331,7 +324,6 @@ class LossTester:
         with pytest.raises(ValueError, match=f'{message}, got {label}'):
             self.build()(student, teacher, labels)
 
-    # ----------------------------------------------------------- a module
     def test_it_is_copied_and_saved_with_a_model(self):
         loss = self.build()
         data = make((6, 5))
@@ -344,7 +336,7 @@ class LossTester:
         loss = self.build()
         torch.multiprocessing.spawn(_train, (loss, str(tmp_path)), nprocs=2)
         model, batch = _model_and_batch()
-        loss(*_outputs(model, *batch)).backward()
+        loss(model(batch[0]), *batch[1:]).backward()
         for rank in range(2):
             grads = torch.load(tmp_path / f'{rank}.pt')
             assert len(grads) == 2
@@ -359,19 +351,14 @@ def _model_and_batch() -> tuple[nn.Module, tuple[Tensor, ...]]:
     return nn.Linear(3, 5).double(), batch
 
 
-def _outputs(model: nn.Module, images: Tensor, teacher: Tensor,
-             labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return model(images), teacher, labels
-
-
 def _train(rank: int, loss: nn.Module, folder: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         'gloo', rank=rank, world_size=2, init_method=f'file://{folder}/store')
     model, batch = _model_and_batch()
     wrapped = DistributedDataParallel(model)
-    half = slice(4 * rank, 4 * rank + 4)
-    loss(*_outputs(wrapped, *(x[half] for x in batch))).backward()
+    images, teacher, labels = (x[4 * rank:4 * rank + 4] for x in batch)
+    loss(wrapped(images), teacher, labels).backward()
     torch.save([p.grad for p in model.parameters()],
                os.path.join(folder, f'{rank}.pt'))
     torch.distributed.destroy_process_group()

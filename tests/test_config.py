@@ -1,11 +1,8 @@
 """load_config: each mistake in one line; what runs add to a config."""
-from __future__ import annotations
-
 import argparse
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 import mmpretrain
 import pytest
@@ -21,7 +18,7 @@ a = dict(b=[dict(c=1), 2], text='x')
 model = dict(type='ImageClassifier')
 '''
 # The text of a config, what its options are, and what is said of it.
-MISTAKES: dict[str, tuple[str, tuple[str, ...], str]] = {
+MISTAKES = {
     'base': ("\n_base_ = ['base.py', 'gone.py']", (),
              'cannot read the config {path}, its base {tmp}/gone.py: no such '
              'file'),
@@ -56,7 +53,7 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...], str]] = {
 
 
 @pytest.mark.parametrize('name', MISTAKES)
-def test_mistakes(name: str, tmp_path: Path) -> None:
+def test_mistakes(name, tmp_path):
     text, options, message = MISTAKES[name]
     (tmp_path / 'base.py').write_text(BASE)
     (tmp_path / 'base_too.py').write_text(BASE)
@@ -69,8 +66,7 @@ def test_mistakes(name: str, tmp_path: Path) -> None:
     assert '\n' not in str(e.value)
 
 
-def test_options_are_what_they_say(tmp_path: Path,
-                                   monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_are_what_they_say(tmp_path, monkeypatch):
     path = tmp_path / 'config.py'
     path.write_text(BASE)
     odd = tmp_path / 'a, b=c.pth'
@@ -90,14 +86,14 @@ def test_options_are_what_they_say(tmp_path: Path,
     assert load_config(path, values).a == cfg.a
 
 
-def test_variables_of_configs_are_left_alone(tmp_path: Path) -> None:
+def test_variables_of_configs_are_left_alone(tmp_path):
     path = tmp_path / 'config.py'
     path.write_text('models = [dict(type="A")]\nmodel = models[0]\n'
                     'model2 = 1\ntrain_pipeline = 2\nresnet = 3\n')
     assert load_config(path).model2 == 1
 
 
-def test_no_false_alarm_in_others_configs() -> None:
+def test_no_false_alarm_in_others_configs():
     """Bases and leaves; those that cannot be read are others' own."""
     folders = [ROOT / 'configs',
                Path(mmpretrain.__file__).parent / '.mim' / 'configs']
@@ -120,16 +116,14 @@ def test_no_false_alarm_in_others_configs() -> None:
     ('default_hooks', 0.5, 'sets default_hooks to a float, 0.5,'),
     ('load_from', 0.5, 'sets load_from to a float, 0.5, expected a str'),
     ('resume', 'auto', 'expected a bool')])
-def test_values_of_another_kind_are_refused(
-        tmp_path: Path, name: str, value: object, said: str) -> None:
+def test_values_of_another_kind_are_refused(tmp_path, name, value, said):
     path = tmp_path / 'config.py'
     path.write_text(f'{name} = {value!r}')
     with pytest.raises(ConfigError, match=re.escape(said)):
         load_config(path, {'work_dir': 'x'})
 
 
-def test_custom_imports_are_imported(tmp_path: Path,
-                                     monkeypatch: pytest.MonkeyPatch) -> None:
+def test_custom_imports_are_imported(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / 'my_own_module.py').write_text('')
     path = tmp_path / 'config.py'
@@ -157,9 +151,7 @@ SEGMENTOR = dict(type='EncoderDecoder')
     (dict(PREPROCESSED, type='Distill', architecture=SEGMENTOR), {}, True),
     (dict(type='Distill', architecture=SEGMENTOR), {}, False),
 ])
-def test_collation_is_of_classification_alone(
-        model: dict[str, Any], top: dict[str, Any], collated: bool,
-        tmp_path: Path) -> None:
+def test_collation_is_of_classification_alone(model, top, collated, tmp_path):
     path = tmp_path / 'config.py'
     Config(dict(model=model, train_dataloader=dict(num_workers=2),
                 val_dataloader=dict(num_workers=2, collate_fn='own'),
@@ -177,7 +169,7 @@ def test_collation_is_of_classification_alone(
     assert cfg.work_dir == './work_dirs/config'
 
 
-def test_mixed_precision_is_of_the_device() -> None:
+def test_mixed_precision_is_of_the_device():
     cfg = Config(dict(optim_wrapper=dict(optimizer=dict(type='SGD'))))
     use_mixed_precision(cfg)
     assert cfg.optim_wrapper.type == 'AmpOptimWrapper'

@@ -1,20 +1,16 @@
 """Every shipped config: what it says, what a child changes, that it runs."""
-from __future__ import annotations
-
 import inspect
 import json
 import pickle
 import re
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import mmpretrain
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config, DictAction
-from mmengine.registry import DATASETS, MODELS, DefaultScope, Registry
+from mmengine.registry import DATASETS, MODELS
 from mmengine.runner import Runner
 from mmpretrain.apis.model import ModelHub
 from mmpretrain.datasets import CIFAR100
@@ -41,25 +37,25 @@ STEPS = dict(in1k=[30, 60, 90], cifar100=[150, 180, 210])
 LOSSES = dict(kd='KLDivergence', wsld='WSLDLoss')
 
 
-def load(name: str) -> Config:
+def load(name):
     return Config.fromfile(FOLDER / f'{name}.py')
 
 
-def derive(name: str, text: str) -> Config:
+def derive(name, text):
     return Config.fromstring(f'_base_ = "{FOLDER}/{name}.py"\n{text}', '.py')
 
 
-def parse(name: str) -> tuple[str, str | None, str, str, str]:
+def parse(name):
     method, teacher, student, data, suffix = NAME.fullmatch(name).groups()
     teacher, student = (word and re.sub(r'^r(\d)', r'resnet\1', word)
                         for word in (teacher, student))
     return method or 'ce', teacher, student, data, suffix
 
 
-def differences(one: Any, other: Any, path: str = '') -> dict[str, tuple]:
+def differences(one, other, path=''):
     """Where two configs differ, by dotted path."""
     if isinstance(one, dict) and isinstance(other, dict):
-        found: dict[str, tuple] = {}
+        found = {}
         for key in one.keys() | other.keys():
             found |= differences(
                 one.get(key), other.get(key), f'{path}.{key}'.lstrip('.'))
@@ -67,36 +63,23 @@ def differences(one: Any, other: Any, path: str = '') -> dict[str, tuple]:
     return {} if one == other else {path: (one, other)}
 
 
-def compare(name: str, main: str) -> dict[str, tuple]:
+def compare(name, main):
     return differences(load(main).to_dict(), load(name).to_dict())
 
 
-def build(cfg: Any, registry: Registry = MODELS) -> Any:
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        return registry.build(cfg)
+def build(cfg, registry=MODELS):
+    return registry.build(dict(cfg, _scope_='mmpretrain'))
 
 
-def make_runner(cfg: Config, work_dir: Path) -> Runner:
+def make_runner(cfg, work_dir):
     # mmengine shares state between runs of one name.
     cfg.experiment_name = f'{work_dir.parent.name}_{work_dir.name}'
     cfg.log_level = 'WARNING'
     return Runner.from_cfg(cfg)
 
 
-def first_step(cfg: Config, work_dir: Path) -> tuple[Any, list, dict]:
-    """The model after a backward pass, its samples and its losses."""
-    runner = make_runner(cfg, work_dir)
-    model = runner.model
-    batch = next(iter(runner.train_dataloader))
-    data = model.data_preprocessor(batch, training=True)
-    loss, losses = model.parse_losses(model(**data, mode='loss'))
-    loss.backward()
-    assert all(torch.isfinite(value) for value in losses.values())
-    return model, data['data_samples'], losses
-
-
 @pytest.mark.parametrize('name', LEAVES)
-def test_a_leaf_is_what_its_name_says(name: str) -> None:
+def test_a_leaf_is_what_its_name_says(name):
     cfg = load(name)
     method, teacher, student, data, suffix = parse(name)
     # Nothing that a child could set in vain or replace without a thought.
@@ -104,40 +87,16 @@ def test_a_leaf_is_what_its_name_says(name: str) -> None:
     read = {*inspect.signature(Runner).parameters, 'custom_imports'}
     assert cfg.keys() - read == set()
     assert Config.fromstring(cfg.pretty_text, '.py').to_dict() == cfg.to_dict()
-    model = cfg.model
-    if not teacher:
-        assert model == network(student, data)
-        return
-    student = network(student, data)
-    # All samples are the divisor, a fifth has a label.
-    student['head']['loss']['loss_weight'] *= 1 + 4 * ('unlabelled' in suffix)
-    assert model.architecture == student
-    holder = model
-    if suffix.endswith('-cached'):
-        assert model.teacher_ckpt is None
-        holder = model.teacher
-    assert holder.teacher == network(teacher, data)
-    for field in ('distill_losses', 'loss_forward_mappings'):
-        assert [*model.distiller[field]] == [f'loss_{method}']
-    alone = f'ce_{NAME.fullmatch(name)[2]}_{data}'
-    assert holder.teacher_ckpt == (
-        ModelHub.get(f'{teacher}_8xb32_in1k').weights if data == 'in1k' else
-        f'work_dirs/{alone}/epoch_{load(alone).train_cfg.max_epochs}.pth')
 
-
-@pytest.mark.parametrize('name', LEAVES)
-def test_a_leaf_has_its_recipe(name: str) -> None:
-    cfg = load(name)
-    method, teacher, student, data, suffix = parse(name)
     lr, decay, batch, epochs, (tau, weight) = RECIPES[data]
     if data == 'cifar100' and student in ('shufflev1', 'shufflev2', 'mbv2'):
         lr = 0.01
     assert cfg.optim_wrapper == dict(type='OptimWrapper', optimizer=dict(
         type='SGD', lr=lr, momentum=0.9, weight_decay=decay,
         nesterov='evalbn' not in suffix))
-    assert cfg.auto_scale_lr.base_batch_size == batch
     gpus = 8 if data == 'in1k' else 1
     assert cfg.train_dataloader.batch_size * gpus == batch
+    assert cfg.auto_scale_lr.base_batch_size == batch
     epochs = {'ce_r34_digits': 12, 'ce_resnet20_cifar10': 24,
               'wsld_r34_r18_digits-unlabelled': 12}.get(name, epochs)
     assert cfg.train_cfg.max_epochs == epochs
@@ -145,20 +104,37 @@ def test_a_leaf_has_its_recipe(name: str) -> None:
     assert schedule == dict(
         type='MultiStepLR', by_epoch=True, milestones=STEPS[data],
         gamma=0.1) if data in STEPS else schedule[1].end == epochs
-    if teacher:
-        assert cfg.model.teacher_norm_eval == (
-            data in ('digits', 'cifar10') or 'evalbn' in suffix)
+
+    model = holder = cfg.model
+    student = network(student, data)
+    if not teacher:
+        assert model == student
+        return
+    # All samples are the divisor, a fifth has a label.
+    student['head']['loss']['loss_weight'] *= 1 + 4 * ('unlabelled' in suffix)
+    assert model.architecture == student
+    if suffix.endswith('-cached'):
+        assert model.teacher_ckpt is None
+        holder = model.teacher
+    assert holder.teacher == network(teacher, data)
+    assert model.teacher_norm_eval == (
+        data in ('digits', 'cifar10') or 'evalbn' in suffix)
+    for field in ('distill_losses', 'loss_forward_mappings'):
+        assert [*model.distiller[field]] == [f'loss_{method}']
     if method in LOSSES:
-        loss = cfg.model.distiller.distill_losses[f'loss_{method}']
         more = {'unlabelled': 'teacher'} if 'unlabelled' in suffix else {}
-        assert loss == dict(
+        assert model.distiller.distill_losses[f'loss_{method}'] == dict(
             type=LOSSES[method], tau=tau, loss_weight=weight, **more)
+    alone = f'ce_{NAME.fullmatch(name)[2]}_{data}'
+    assert holder.teacher_ckpt == (
+        ModelHub.get(f'{teacher}_8xb32_in1k').weights if data == 'in1k' else
+        f'work_dirs/{alone}/epoch_{load(alone).train_cfg.max_epochs}.pth')
 
 
 @pytest.mark.parametrize('name', [
     name for name in LEAVES
     if parse(name)[0] in ('kd', 'dkd', 'dist') or '-cached' in name])
-def test_peers_differ_in_the_method_alone(name: str) -> None:
+def test_peers_differ_in_the_method_alone(name):
     method, *_, suffix = parse(name)
     if suffix:
         online = name[:-len('-cached')]
@@ -182,10 +158,10 @@ def test_peers_differ_in_the_method_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize('name', LEAVES)
-def test_a_child_changes_what_it_names(name: str) -> None:
+def test_a_child_changes_what_it_names(name):
     method, teacher, *_ = parse(name)
     at = 'model.teacher' if '-cached' in name else 'model'
-    options: dict[str, Any] = {
+    options = {
         'model.architecture.head.num_classes': 7,
         f'{at}.teacher.head.num_classes': 7,
         f'{at}.teacher_ckpt': 'mine.pth',
@@ -200,7 +176,7 @@ def test_a_child_changes_what_it_names(name: str) -> None:
 
 
 @pytest.fixture(scope='module')
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def pictures(tmp_path_factory):
     """Noise in the layouts of ImageNet, CIFAR-10 and CIFAR-100."""
     root = tmp_path_factory.mktemp('pictures')
     rng = np.random.default_rng(0)
@@ -229,16 +205,13 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield root
 
 
-def small_run(name: str, pictures: Path, work_dir: Path) -> dict[str, Any]:
+def small_run(name, pictures, work_dir):
     """Overrides that make a shipped config run here, and nothing else."""
     _, teacher, _, data, suffix = parse(name)
-    options: dict[str, Any] = {
-        'work_dir': str(work_dir),
-        'train_dataloader.batch_size': 4,
-        'train_dataloader.num_workers': 0,
-        'val_dataloader.num_workers': 0,
-        'train_cfg.max_epochs': 1,
-    }
+    options = {
+        'work_dir': str(work_dir), 'train_cfg.max_epochs': 1,
+        'train_dataloader.batch_size': 4, 'train_dataloader.num_workers': 0,
+        'val_dataloader.num_workers': 0}
     train, val, test = (
         f'{split}_dataloader.dataset' for split in ('train', 'val', 'test'))
     if teacher:
@@ -248,9 +221,7 @@ def small_run(name: str, pictures: Path, work_dir: Path) -> dict[str, Any]:
         options |= {
             'model.teacher.teacher_ckpt': str(work_dir / 'teacher.pth'),
             'model.teacher.cache': str(work_dir / 'cache'),
-            f'{train}.views': 1,
-            f'{train}.dataset.indices': 4,
-        }
+            f'{train}.views': 1, f'{train}.dataset.indices': 4}
         train += '.dataset'
     if data == 'cifar10':
         train, val = f'{train}.dataset', f'{val}.dataset'
@@ -261,8 +232,7 @@ def small_run(name: str, pictures: Path, work_dir: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize('name', LEAVES)
-def test_it_builds_and_learns(name: str, pictures: Path, tmp_path: Path,
-                              call_tool: Callable[..., None]) -> None:
+def test_it_builds_and_learns(name, pictures, tmp_path, call_tool):
     cfg = load(name)
     options = small_run(name, pictures, tmp_path)
     if name.endswith('-cached'):
@@ -272,7 +242,13 @@ def test_it_builds_and_learns(name: str, pictures: Path, tmp_path: Path,
         call_tool('cache_teacher.py', FOLDER / f'{name}.py', '--cfg-options',
                   *(f'{key}={value}' for key, value in options.items()))
     cfg.merge_from_dict(options)
-    model, _, losses = first_step(cfg, tmp_path)
+    runner = make_runner(cfg, tmp_path)
+    model = runner.model
+    data = model.data_preprocessor(
+        next(iter(runner.train_dataloader)), training=True)
+    loss, losses = model.parse_losses(model(**data, mode='loss'))
+    loss.backward()
+    assert all(torch.isfinite(value) for value in losses.values())
     method, teacher, *_ = parse(name)
     assert [key for key in losses if key.startswith('distill')
             ] == ([f'distill.loss_{method}'] if teacher else [])
@@ -288,8 +264,7 @@ def test_it_builds_and_learns(name: str, pictures: Path, tmp_path: Path,
       'WSLDMonitorHook'}),
     ('_base_.default_hooks.pop("wsld_monitor")',
      {'FrozenTeacherHook', 'ValidateTeacherHook'})])
-def test_ones_own_hook_costs_none_of_ours(line: str, hooks: set[str],
-                                          tmp_path: Path) -> None:
+def test_ones_own_hook_costs_none_of_ours(line, hooks, tmp_path):
     name = 'wsld_r34_r18_digits'
     cfg = derive(name, line)
     cfg.merge_from_dict(small_run(name, tmp_path, tmp_path))
@@ -300,7 +275,7 @@ def test_ones_own_hook_costs_none_of_ours(line: str, hooks: set[str],
 
 
 @pytest.mark.parametrize('example', [0, 1])
-def test_the_pages_children_distil(example: int) -> None:
+def test_the_pages_children_distil(example):
     page = (ROOT / 'docs' / 'migration.md').read_text()
     code = re.findall(r'```python\n(_base_ .*?)```', page, re.DOTALL)[example]
     cfg = Config.fromstring(code.replace('wsld_plugin::', f'{FOLDER}/'), '.py')
@@ -312,8 +287,7 @@ def test_the_pages_children_distil(example: int) -> None:
         model.architecture, model.teacher)} == {(7, 1000)[example]}
 
 
-def test_cifar10_is_chosen_and_reported_on_other_pictures(
-        pictures: Path, tmp_path: Path) -> None:
+def test_cifar10_is_chosen_and_reported_on_other_pictures(pictures, tmp_path):
     name = 'wsld_resnet20_resnet8_cifar10'
     cfg = load(name)
     cfg.merge_from_dict(small_run(name, pictures, tmp_path))
@@ -331,7 +305,7 @@ def test_cifar10_is_chosen_and_reported_on_other_pictures(
 @pytest.mark.parametrize('switch', sorted(set(re.findall(
     r'`([a-z_]+\.[\w.]+=[^`]+)`',
     (ROOT / 'docs' / 'reproduction.md').read_text()))))
-def test_switches_of_the_page_change_something(switch: str) -> None:
+def test_switches_of_the_page_change_something(switch):
     cfg = load('kd_resnet56_resnet20_cifar100' if re.search(
         'loss_kd|padding|head', switch) else MAIN)
     before = cfg.to_dict()
@@ -344,9 +318,8 @@ def test_switches_of_the_page_change_something(switch: str) -> None:
     assert old is None or type(new) in (type(old), float)
 
 
-def test_main_config_trains_and_leaves_mmpretrains_student(
-        pictures: Path, tmp_path: Path, call_tool: Callable[..., None]
-) -> None:
+def test_main_config_trains_and_leaves_mmpretrains_student(pictures, tmp_path,
+                                                           call_tool):
     options = small_run(MAIN, pictures, tmp_path)
     options |= {'default_hooks.checkpoint.save_best': None,
                 'default_hooks.logger.interval': 1}

@@ -3,13 +3,10 @@
 The pipeline of docs/segmentation_pipeline.py runs on scenes of noise, with
 networks of a few channels.
 """
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -47,7 +44,7 @@ pytest.importorskip('mmseg')
 
 
 @pytest.fixture(scope='module')
-def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def config(tmp_path_factory):
     """The page's pipeline, small, with scenes that are half unlabelled."""
     root = tmp_path_factory.mktemp('scenes')
     rng = np.random.default_rng(0)
@@ -73,15 +70,14 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope='module')
-def trained(config: Path, call_tool: Call,
-            tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(config, call_tool, tmp_path_factory):
     work_dir = tmp_path_factory.mktemp('dense')
     call_tool('train.py', config, '--work-dir', work_dir)
     return work_dir
 
 
 @pytest.mark.parametrize('name', LEAVES)
-def test_a_leaf_has_mmsegs_recipe(name: str) -> None:
+def test_a_leaf_has_mmsegs_recipe(name):
     cfg = load_config(CONFIGS / 'dense' / f'{name}.py')
     net, = set(re.findall('(?:_)([a-z0-9]+)-r(?:101|18)', name))
     theirs = Config.fromstring(
@@ -104,7 +100,7 @@ def test_a_leaf_has_mmsegs_recipe(name: str) -> None:
         assert network.decode_head.loss_decode.avg_non_ignore
 
 
-def _plain(part: Any) -> Any:
+def _plain(part):
     """Without the scopes that a base of another package is given."""
     if isinstance(part, dict):
         return {key: _plain(value) for key, value in part.items()
@@ -112,8 +108,7 @@ def _plain(part: Any) -> Any:
     return [*map(_plain, part)] if isinstance(part, (list, tuple)) else part
 
 
-def test_the_loss_is_that_of_valid_pixels(config: Path,
-                                          tmp_path: Path) -> None:
+def test_the_loss_is_that_of_valid_pixels(config, tmp_path):
     cfg = load_config(config)
     cfg.update(work_dir=str(tmp_path), log_level='WARNING')
     runner = Runner.from_cfg(cfg)
@@ -136,7 +131,7 @@ def test_the_loss_is_that_of_valid_pixels(config: Path,
     torch.testing.assert_close(losses['student.decode.loss_ce'], ce)
 
 
-def test_the_page_trains_the_teacher(config: Path) -> None:
+def test_the_page_trains_the_teacher(config):
     text = (ROOT / 'docs' / 'dense.md').read_text()
     code = re.search(r"```python\n(_base_ = 'seg.*?)```", text, re.DOTALL)[1]
     cfg = Config.fromstring(
@@ -146,8 +141,7 @@ def test_the_page_trains_the_teacher(config: Path) -> None:
     assert 'WSLDMonitorHook' not in str(cfg.default_hooks)
 
 
-def test_it_trains_and_is_tested(trained: Path, config: Path, call_tool: Call,
-                                 capsys: pytest.CaptureFixture) -> None:
+def test_it_trains_and_is_tested(trained, config, call_tool, capsys):
     log, = trained.glob('*/vis_data/scalars.json')
     lines = [*map(json.loads, log.read_text().splitlines())]
     wanted = {'distill.loss_wsld', 'wsld/regularization_ratio'}
@@ -161,7 +155,7 @@ def test_it_trains_and_is_tested(trained: Path, config: Path, call_tool: Call,
     assert len([*trained.glob('shown/vis_data/vis_image/*.png')]) == 3
 
 
-def test_the_student_goes_elsewhere(trained: Path) -> None:
+def test_the_student_goes_elsewhere(trained):
     from mmseg.apis import inference_model, init_model
     path, _ = export_student(str(trained / 'iter_2.pth'), f'{trained}/')
     meta = torch.load(path, weights_only=False)['meta']
@@ -179,7 +173,7 @@ def test_the_student_goes_elsewhere(trained: Path) -> None:
     assert onnx.equal_top1 == onnx.rows == 2 * 64 * 96
 
 
-def test_its_pixels_are_analyzed(trained: Path, config: Path) -> None:
+def test_its_pixels_are_analyzed(trained, config):
     report = regularization_report(
         load_config(config), [trained / 'iter_2.pth'], out=trained / 'report')
     _, maps = report.page.read_text().split('here are all of some</h2>')

@@ -1,14 +1,12 @@
 """Others find what is installed, and existing pipelines run with it."""
-from __future__ import annotations
-
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,7 +15,7 @@ from mmengine.runner import Runner
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-import wsld_plugin  # noqa: F401
+from wsld_plugin.losses import WSLDLoss
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = 'wsld_r34_r18_in1k-evalbn'
@@ -76,7 +74,7 @@ print(json.dumps(found))
 '''
 
 
-def run_alone(*args: str, **options: Any) -> subprocess.CompletedProcess:
+def run_alone(*args, **options):
     env = dict(os.environ, OMP_NUM_THREADS='1')
     env.pop('PYTHONPATH', None)
     return subprocess.run([sys.executable, *args], env=env,
@@ -84,8 +82,7 @@ def run_alone(*args: str, **options: Any) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture(scope='module', params=['wheel', 'editable'])
-def installed(request: pytest.FixtureRequest,
-              tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+def installed(request, tmp_path_factory):
     """How and into which folder a copy of the sources was installed."""
     pytest.importorskip('setuptools.command.editable_wheel')
     root = tmp_path_factory.mktemp(request.param)
@@ -106,7 +103,7 @@ def installed(request: pytest.FixtureRequest,
     return request.param, site
 
 
-def test_installation_is_found_by_others(installed: tuple[str, Path]) -> None:
+def test_installation_is_found_by_others(installed):
     kind, site = installed
     done = run_alone('-c', LOOK, str(site), cwd=site.parent)
     assert done.returncode == 0, done.stderr
@@ -129,7 +126,7 @@ def test_installation_is_found_by_others(installed: tuple[str, Path]) -> None:
     assert found['same']
 
 
-def test_mmengine_does_not_find_our_configs_by_itself() -> None:
+def test_mmengine_does_not_find_our_configs_by_itself():
     for name, error in (('a.py', 'ValueError'), ('a/b.py', 'AssertionError')):
         done = run_alone(
             '-c', 'from mmengine.config.utils import '
@@ -139,7 +136,7 @@ def test_mmengine_does_not_find_our_configs_by_itself() -> None:
             'mmengine knows us: is compat/names.py still needed?')
 
 
-def test_existing_pipeline_trains_with_our_loss(tmp_path: Path) -> None:
+def test_existing_pipeline_trains_with_our_loss(tmp_path):
     for split in ('train', 'val'):
         for label, photo in enumerate(load_sample_images().images):
             folder = tmp_path / split / str(label)
@@ -147,14 +144,16 @@ def test_existing_pipeline_trains_with_our_loss(tmp_path: Path) -> None:
             for left in (0, 90):
                 piece = Image.fromarray(photo[:, left:left + 300])
                 piece.save(folder / f'{left}.jpg')
-    # The user's file with one line more and another loss.
+    # The user's file with the README's changes.
     text = (ROOT / 'docs' / 'existing_pipeline.py').read_text()
-    assert text.count("type='WSLD'") == 1
-    line = ("custom_imports = dict(imports=['wsld_plugin'], "
-            'allow_failed_imports=False)\n')
-    assert f'+{line}' in (ROOT / 'docs' / 'migration.md').read_text()
+    diff, = re.findall(r'```diff\n(.*?)```', (ROOT / 'README.md').read_text(),
+                       re.DOTALL)
+    imports, removed, put = diff.splitlines()
+    assert f'{imports}\n' in (ROOT / 'docs' / 'migration.md').read_text()
+    assert (imports[0], removed[0], put[0]) == ('+', '-', '+')
+    assert text.count(removed[1:]) == 1
     cfg = Config.fromstring(
-        line + text.replace("type='WSLD'", "type='WSLDLoss'"), '.py')
+        f'{imports[1:]}\n{text.replace(removed[1:], put[1:])}', '.py')
     # There is no network where tests run.
     cfg.model.teacher.pretrained = False
     cfg.train_cfg.max_epochs = 1
@@ -164,6 +163,8 @@ def test_existing_pipeline_trains_with_our_loss(tmp_path: Path) -> None:
     cfg.update(work_dir=str(tmp_path / 'run'), log_level='WARNING',
                test_dataloader=None, test_evaluator=None, test_cfg=None)
     runner = Runner.from_cfg(cfg)
+    loss = runner.model.distiller.distill_losses.loss_wsld
+    assert (type(loss), loss.tau, loss.loss_weight) == (WSLDLoss, 2, 2.5)
     before = runner.model.architecture.head.fc.weight.detach().clone()
     runner.train()
     assert runner.iter == 2

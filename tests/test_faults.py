@@ -1,6 +1,4 @@
 """tests/faults.py in a short form, and that it finds what is planted."""
-from __future__ import annotations
-
 import importlib.util
 import os
 import zipfile
@@ -12,13 +10,13 @@ from fuzzing import AREAS
 from wsld_plugin.caching import TeacherCache
 
 
-def test_no_input_breaks_anything() -> None:
+def test_no_input_breaks_anything():
     areas = [area for area in AREAS if area != 'plans'
              or importlib.util.find_spec('pydantic')]
     assert faults.main(['fuzz', '--count', '200', '--areas', *areas]) == 0
 
 
-def without_checksum(cache: TeacherCache, index: int) -> bytes:
+def without_checksum(cache, index):
     size = cache.dtype.itemsize
     return os.pread(cache._file.fileno(), size, index * size)
 
@@ -28,10 +26,8 @@ def without_checksum(cache: TeacherCache, index: int) -> bytes:
      'silently other tensors'),
     ('caches', TeacherCache, '_read', without_checksum,
      'silently other logits')])
-def test_a_reader_that_does_not_look_is_found(
-        area: str, owner: object, name: str, planted: object, said: str,
-        monkeypatch: pytest.MonkeyPatch,
-        capsys: pytest.CaptureFixture) -> None:
+def test_a_reader_that_does_not_look_is_found(area, owner, name, planted, said,
+                                              monkeypatch, capsys):
     monkeypatch.setattr(owner, name, planted)
     assert faults.main(['fuzz', '--count', '500', '--areas', area]) == 1
     assert said in capsys.readouterr().out

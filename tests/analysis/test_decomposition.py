@@ -1,7 +1,4 @@
 """Decomposing files of predictions."""
-from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +15,7 @@ from wsld_plugin.functional import bias_variance, jackknife
 
 
 @pytest.fixture
-def files(tmp_path: Path):
+def files(tmp_path):
     """Three runs of two methods on 11 samples, and the labels."""
     torch.manual_seed(0)
     labels = torch.randint(4, (11, ))
@@ -33,21 +30,20 @@ def files(tmp_path: Path):
     return paths, tmp_path / 'labels.npy', labels
 
 
-def test_parts_are_those_of_the_paper(files) -> None:
+def test_parts_are_those_of_the_paper(files):
     paths, labels, gt_labels = files
     logp, direct = paths['distilled logp'], paths['direct logp']
 
-    def means(kept: list[int]) -> torch.Tensor:
+    def means(kept):
         ours = bias_variance(logp[kept], gt_labels)
         # The term as the paper defines it.
         term = bias_variance(
-            logp[kept],
-            gt_labels,
+            logp[kept], gt_labels,
             reference=direct[kept].double().mean(0)).distillation
-        change = ours.variance - bias_variance(direct[kept],
-                                               gt_labels).variance
-        return torch.stack(
-            [part.mean() for part in (*ours[:4], term, change)])
+        change = ours.variance - bias_variance(
+            direct[kept], gt_labels).variance
+        return torch.stack([
+            part.mean() for part in (*ours[:4], term, change)])
 
     expected = jackknife(means, 3)
     found = decompose(paths['distilled'], labels, paths['direct'])
@@ -56,14 +52,13 @@ def test_parts_are_those_of_the_paper(files) -> None:
     torch.testing.assert_close(error, noise + bias + variance)
 
 
-def test_tables_and_drawing(files) -> None:
+def test_tables_and_drawing(files):
     paths, labels, _ = files
     # Not in the order of the alphabet or of the epochs.
     table = decomposition_table({
         ('z', 9): decompose(paths['direct'], labels),
         ('kd', 20): decompose(paths['distilled'], labels, paths['direct']),
-        ('kd', 3): decompose(paths['distilled'], labels, paths['direct'])
-    })
+        ('kd', 3): decompose(paths['distilled'], labels, paths['direct'])})
     assert table['part'].tolist() == 3 * list(PARTS)
     means = table.set_index(['config', 'epoch', 'part'])['mean']
     assert np.isnan(means['z', 9, 'bias change'])
@@ -71,8 +66,7 @@ def test_tables_and_drawing(files) -> None:
         means['kd', 20, 'bias'] - means['z', 9, 'bias'])
     shown = readable_decomposition(table)
     assert [*shown] == [
-        'config', 'epoch', *(part for part in PARTS if part != 'noise')
-    ]
+        'config', 'epoch', *(part for part in PARTS if part != 'noise')]
     assert shown['config'].tolist() == ['z', 'kd', 'kd']
     assert shown['epoch'].tolist() == [9, 20, 3]
     assert shown['bias change'][0] == ''

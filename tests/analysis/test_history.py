@@ -1,6 +1,4 @@
 """Reading logs, comparing the runs that wrote them, reports of plans."""
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path
@@ -8,27 +6,19 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from wsld_plugin.analysis import (
-    AnalysisError,
-    compare_runs,
-    read_history,
-    report_experiments,
-)
+from wsld_plugin.analysis import AnalysisError, compare_runs, read_history
 from wsld_plugin.analysis.runs import (
     holm,
     method_name,
     paired_difference,
     read_runs,
+    report_experiments,
 )
 
 
-def log(work_dir: Path,
-        accuracies: dict[int, float],
-        attempt: str = '20260102_030405',
-        seed: int | None = None,
-        epochs: int = 2) -> Path:
+def log(work_dir, accuracies, attempt='20260102_030405', seed=None, epochs=2):
     """What mmengine writes, two steps an epoch."""
-    records: list[dict] = [{'teacher/accuracy/top1': 99.0, 'step': 0}]
+    records = [{'teacher/accuracy/top1': 99.0, 'step': 0}]
     for epoch, accuracy in accuracies.items():
         for step in (2 * epoch - 1, 2 * epoch):
             records.append({'loss': 9.0, 'student.loss': 1 / step,
@@ -45,7 +35,7 @@ def log(work_dir: Path,
     return work_dir
 
 
-def test_a_log_being_written(tmp_path: Path) -> None:
+def test_a_log_being_written(tmp_path):
     work_dir = log(tmp_path, {1: 50.0, 2: 60.0}, '1')
     with (work_dir / '1/vis_data/scalars.json').open('a') as file:
         file.write('{"accuracy/top1": 7')
@@ -54,7 +44,7 @@ def test_a_log_being_written(tmp_path: Path) -> None:
     assert history.cross_entropies() == {1: 1 / 2, 2: 1 / 4}
 
 
-def test_resumed_and_restarted_attempts(tmp_path: Path) -> None:
+def test_resumed_and_restarted_attempts(tmp_path):
     log(tmp_path, {1: 50.0, 2: 60.0}, '1')
     log(tmp_path, {2: 61.0, 3: 70.0}, '2')
     history = read_history(tmp_path)
@@ -72,20 +62,17 @@ def test_resumed_and_restarted_attempts(tmp_path: Path) -> None:
     assert list(history.steps) == [1]
 
 
-def test_methods_by_hand(tmp_path: Path) -> None:
+def test_methods_by_hand(tmp_path):
     # In an order in which seeds of one method are apart, and with a comma.
     ce = log(tmp_path / 'a,b' / 'ce', {1: 50.0}, seed=0)
-    kd = [
-        log(tmp_path / 'kd_seed0', {1: 90.0, 2: 80.0}, seed=0),
-        log(tmp_path / 'kd_seed1', {1: 84.0, 2: 84.0}, seed=1)
-    ]
+    kd = [log(tmp_path / 'kd_seed0', {1: 90.0, 2: 80.0}, seed=0),
+          log(tmp_path / 'kd_seed1', {1: 84.0, 2: 84.0}, seed=1)]
     table = compare_runs([kd[0], ce, kd[1]], tmp_path / 'out')
     assert table.attrs['metric'] == 'accuracy/top1'
     # 80 and 84 deviate by sqrt(8), 90 and 84 by sqrt(18); the first of equals.
     assert table.values.tolist() == [
         ['kd', 2, 0, '82.00 ± 2.83', '87.00 ± 4.24'],
-        ['ce', 1, 1, '50.00', '50.00']
-    ]
+        ['ce', 1, 1, '50.00', '50.00']]
     rows = pd.read_csv(tmp_path / 'out' / 'runs.csv')
     assert rows.run.tolist() == [str(kd[0]), str(ce), str(kd[1])]
     assert rows['last epoch'].tolist() == [2, 1, 2]
@@ -93,7 +80,7 @@ def test_methods_by_hand(tmp_path: Path) -> None:
     assert (tmp_path / 'out/curves.png').read_bytes().startswith(b'\x89PNG')
 
 
-def test_the_metric_that_is_compared(tmp_path: Path) -> None:
+def test_the_metric_that_is_compared(tmp_path):
     # In the order of mmseg's log.
     work_dir = log(tmp_path / 'seg', {1: 50.0}, seed=0)
     path = work_dir / '20260102_030405' / 'vis_data' / 'scalars.json'
@@ -103,13 +90,13 @@ def test_the_metric_that_is_compared(tmp_path: Path) -> None:
     assert table.attrs['metric'] == 'mIoU' and table['last'].tolist() == [40]
 
 
-def test_names_of_methods() -> None:
+def test_names_of_methods():
     paths = ['a/wsld_r34_seed12', 'a/kd-run3', 'a/kd/seed3', 'a/overrun']
     assert [method_name(Path(path)) for path in paths
             ] == ['wsld_r34', 'kd', 'kd', 'overrun']
 
 
-def test_unusable_folders_are_named(tmp_path: Path) -> None:
+def test_unusable_folders_are_named(tmp_path):
     with pytest.raises(AnalysisError, match='nothing holds no'):
         read_runs([tmp_path / 'nothing'])
     one, other = (log(tmp_path / name, {1: 5.0}, seed=4)
@@ -122,7 +109,7 @@ def test_unusable_folders_are_named(tmp_path: Path) -> None:
     assert not (tmp_path / 'out').exists()
 
 
-def test_paired_differences_have_closed_forms() -> None:
+def test_paired_differences_have_closed_forms():
     # Of seeds in another order, and one that the other does not have.
     values = pd.Series({2: 55.0, 0: 51.0, 1: 56.0, 7: 90.0})
     others = pd.Series({0: 50.0, 1: 54.0, 2: 52.0, 8: 0.0})
@@ -141,7 +128,7 @@ def test_paired_differences_have_closed_forms() -> None:
     assert found['p'] == pytest.approx(1 - 2 * math.atan(2) / math.pi)
 
 
-def test_no_test_without_spread() -> None:
+def test_no_test_without_spread():
     one = paired_difference(pd.Series([3.0, 9.0]), pd.Series([1.0]))
     assert (one['mean'], one['n']) == (2, 1) and math.isnan(one['p'])
     none = paired_difference(pd.Series({0: 3.0}), pd.Series({1: 1.0}))
@@ -163,7 +150,7 @@ def test_holms_correction():
 
 
 @pytest.mark.parametrize('tested', [False, True])
-def test_report_of_a_plan(tmp_path: Path, tested: bool) -> None:
+def test_report_of_a_plan(tmp_path, tested):
     runs = [(name, seed, tmp_path / f'{name}-0123' / f'seed-{seed}',
              tmp_path / f'{name}-{seed}.json')
             for name, seeds in {'t': [0], 'ce': [0, 1, 2], 'kd': [1, 0]
@@ -181,14 +168,12 @@ def test_report_of_a_plan(tmp_path: Path, tested: bool) -> None:
     assert table.unfinished.tolist() == [0, 1, 0]
     # By seed: kd has 75 and 66, ce 51 and 54; 1 and 0 are 66 - 54, 75 - 51.
     assert table['last'].tolist() == [
-        '50.00', '52.50 ± 2.12', '70.50 ± 6.36'
-    ]
+        '50.00', '52.50 ± 2.12', '70.50 ± 6.36']
     assert table['best'].tolist()[1] == '60.00 ± 0.00'
     if tested:
         # Tests of seeds 0 and 1: 69, 68 and 65, 66.
         assert table['test - ce'].tolist() == [
-            '', '', '-3.00 (-15.71 to +9.71; p = 0.2, corrected 0.2)'
-        ]
+            '', '', '-3.00 (-15.71 to +9.71; p = 0.2, corrected 0.2)']
     else:
         assert table['last - ce'].tolist()[:2] == ['', '']
         assert table['last - ce'].tolist()[2].startswith('+18.00 (-58')

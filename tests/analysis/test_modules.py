@@ -1,6 +1,4 @@
 """What a recorder can name: the table against mmrazor's own recorders."""
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +13,7 @@ from wsld_plugin.config import load_config
 CONFIGS = Path(__file__).parents[2] / 'configs'
 
 
-def config(name: str):
+def config(name):
     return load_config(CONFIGS / f'{name}.py')
 
 

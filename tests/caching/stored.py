@@ -1,20 +1,15 @@
 """Small caches for the tests of this folder."""
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any, Optional
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from wsld_plugin.caching import TeacherCache, TeacherCacheError
 from wsld_plugin.caching.record import encode
 from wsld_plugin.caching.storage import make_manifest, prepare_cache
 
 
-def confident(classes: int) -> tuple[Tensor, Tensor]:
+def confident(classes):
     """121 logits whose true class is ahead by -60 to 60 nats."""
     generator = torch.Generator().manual_seed(0)
     margins = torch.arange(-60, 61).float()
@@ -27,16 +22,13 @@ def confident(classes: int) -> tuple[Tensor, Tensor]:
         len(margins), 1, generator=generator), labels
 
 
-def write(cache: TeacherCache, rows: list[int], logits: Tensor,
-          labels: Tensor, pixels: Any = 0, inputs: Any = 0) -> None:
+def write(cache, rows, logits, labels, pixels=0, inputs=0):
     made = encode(logits, labels, cache.top_k)
     cache.write(rows, pixels=np.asarray(pixels), inputs=np.asarray(inputs),
                 **{name: value.numpy() for name, value in made.items()})
 
 
-def store(folder: Path, logits: Tensor, labels: Tensor,
-          top_k: Optional[int] = None, pixels: Any = 0, inputs: Any = 0,
-          **fields: Any) -> TeacherCache:
+def store(folder, logits, labels, top_k=None, pixels=0, inputs=0, **fields):
     """A finished cache."""
     manifest = make_manifest(logits.shape[1], top_k, count=len(logits),
                              **fields)
@@ -48,5 +40,5 @@ def store(folder: Path, logits: Tensor, labels: Tensor,
     return TeacherCache(folder)
 
 
-def refused(said: str) -> Any:
+def refused(said):
     return pytest.raises(TeacherCacheError, match=said)

@@ -1,6 +1,4 @@
 """Caches: how exactly rows keep answers, and that none is mistaken."""
-from __future__ import annotations
-
 import copy
 import multiprocessing
 import os
@@ -8,15 +6,11 @@ import pickle
 import resource
 import signal
 import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Optional
 
 import numpy as np
 import pytest
 import torch
 from stored import confident, refused, store, write
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from wsld_plugin.caching import TeacherCache
@@ -28,15 +22,14 @@ LABELS = torch.tensor([0, 3, 2])
 LOGITS = torch.eye(4)[:3] * 5
 
 
-def again(cache: TeacherCache) -> Tensor:
+def again(cache):
     rows = cache.rows(range(len(cache)))
     return decode(unpack(rows, torch.device('cpu')), cache.num_classes)
 
 
 @pytest.mark.parametrize('classes, top_k', [
     (2, None), (10, None), (1000, 20), (300, 1), (40000, 3)])
-def test_cross_entropy_and_weight_are_the_teachers(
-        classes: int, top_k: Optional[int], tmp_path: Path) -> None:
+def test_cross_entropy_and_weight_are_the_teachers(classes, top_k, tmp_path):
     logits, labels = confident(classes)
     rebuilt = again(store(tmp_path, logits, labels, top_k))
     assert rebuilt.dtype == torch.float32 and rebuilt.isfinite().all()
@@ -51,7 +44,7 @@ def test_cross_entropy_and_weight_are_the_teachers(
 
 @pytest.mark.parametrize('dtype', [
     torch.float16, torch.bfloat16, torch.float64])
-def test_any_floating_dtype_is_widened_first(dtype: torch.dtype) -> None:
+def test_any_floating_dtype_is_widened_first(dtype):
     logits, labels = confident(10)
     logits = logits[40:80].to(dtype)
     made, wide = (encode(z, labels[40:80], None)
@@ -60,7 +53,7 @@ def test_any_floating_dtype_is_widened_first(dtype: torch.dtype) -> None:
     assert torch.equal(made['logits'], wide['logits'])
 
 
-def test_extreme_logits_stay_finite() -> None:
+def test_extreme_logits_stay_finite():
     labels = torch.tensor([0, 0, 1, 0, 1])
     logits = torch.tensor([[200., 0., 1.], [90., 0., 1.], [800., 0., 0.],
                            [0., 1e6, -1e6], [7e4, -7e4, 0.]])
@@ -74,7 +67,7 @@ def test_extreme_logits_stay_finite() -> None:
         assert fields['logits'][3].tolist()[2] == -65504
 
 
-def test_other_logits_are_rounded_only(tmp_path: Path) -> None:
+def test_other_logits_are_rounded_only(tmp_path):
     logits, labels = confident(10)
     rebuilt = again(store(tmp_path, logits, labels))
     true = labels.unsqueeze(1)
@@ -92,7 +85,7 @@ def test_other_logits_are_rounded_only(tmp_path: Path) -> None:
     assert not compare(rebuilt, logits, labels, None)[1]
 
 
-def test_top_k_keeps_the_mass_of_the_rest(tmp_path: Path) -> None:
+def test_top_k_keeps_the_mass_of_the_rest(tmp_path):
     logits, labels = confident(1000)
     cache = store(tmp_path, logits, labels, 20)
     assert cache.dtype.itemsize == 6 * 4 + 20 * 4
@@ -110,14 +103,12 @@ def test_top_k_keeps_the_mass_of_the_rest(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize('top_k', [None, 3])
-def test_rows_go_to_the_device_in_one_copy(top_k: Optional[int],
-                                           tmp_path: Path) -> None:
+def test_rows_go_to_the_device_in_one_copy(top_k, tmp_path):
     copies = []
 
     class Copies(TorchDispatchMode):
 
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (),
-                               kwargs: Any = None) -> Any:
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             out = func(*args, **kwargs or {})
             if 'copy' in str(func) and args[0].device != out.device:
                 copies.append(out.dtype)
@@ -129,7 +120,7 @@ def test_rows_go_to_the_device_in_one_copy(top_k: Optional[int],
     assert copies == [torch.uint8]
 
 
-def test_top_k() -> None:
+def test_top_k():
     for classes, top_k, kept in ((256, None, None), (257, None, 64),
                                  (10, 8, 8), (10, 9, None), (9, 99, None)):
         assert make_manifest(classes, top_k, count=1)['top_k'] == kept
@@ -138,14 +129,14 @@ def test_top_k() -> None:
             make_manifest(classes, top_k, count=count)
 
 
-def test_copies_share_the_file(tmp_path: Path) -> None:
+def test_copies_share_the_file(tmp_path):
     cache = store(tmp_path, *confident(10))
     assert len(pickle.dumps(cache)) < 500
     for twin in (copy.deepcopy(cache), pickle.loads(pickle.dumps(cache))):
         assert (twin.rows([7, 3]) == cache.rows([7, 3])).all()
 
 
-def test_every_changed_byte_of_a_row_is_seen(tmp_path: Path) -> None:
+def test_every_changed_byte_of_a_row_is_seen(tmp_path):
     cache = store(tmp_path, LOGITS, LABELS)
     path, size = tmp_path / 'rows.bin', cache.dtype.itemsize
     good = path.read_bytes()
@@ -163,7 +154,7 @@ def test_every_changed_byte_of_a_row_is_seen(tmp_path: Path) -> None:
             assert cache.missing().tolist() == [row]
 
 
-def test_rows_that_are_whole_but_not_in_their_place(tmp_path: Path) -> None:
+def test_rows_that_are_whole_but_not_in_their_place(tmp_path):
     cache = store(tmp_path / 'one', LOGITS, LABELS, seed=0)
     store(tmp_path / 'other', LOGITS, LABELS, seed=1)
     rows, others = (np.fromfile(tmp_path / name / 'rows.bin', 'u1').reshape(
@@ -177,7 +168,7 @@ def test_rows_that_are_whole_but_not_in_their_place(tmp_path: Path) -> None:
             cache.rows([row])
 
 
-def test_every_changed_or_cut_manifest_is_refused(tmp_path: Path) -> None:
+def test_every_changed_or_cut_manifest_is_refused(tmp_path):
     store(tmp_path, LOGITS, LABELS, teacher=dict(depth=34), classes=['a'])
     path = tmp_path / 'manifest.json'
     good = path.read_bytes()
@@ -196,8 +187,7 @@ def test_every_changed_or_cut_manifest_is_refused(tmp_path: Path) -> None:
     (lambda path: os.truncate(path, path.stat().st_size - 9), 1),
     (lambda path: os.truncate(path, path.stat().st_size + 9), 0),
 ])
-def test_rows_of_another_size_are_not_finished(
-        damage: Callable[[Path], Any], left: int, tmp_path: Path) -> None:
+def test_rows_of_another_size_are_not_finished(damage, left, tmp_path):
     cache = store(tmp_path, LOGITS, LABELS)
     damage(tmp_path / 'rows.bin')
     # Cut or gone while it is read, the same file is looked at.
@@ -208,20 +198,20 @@ def test_rows_of_another_size_are_not_finished(
     assert len(prepare_cache(tmp_path, cache.manifest)) == left
 
 
-def fork(target: Callable[[], None]) -> Any:
+def fork(target):
     process = multiprocessing.get_context('fork').Process(target=target)
     process.start()
     return process
 
 
-def test_full_disk(tmp_path: Path) -> None:
+def test_full_disk(tmp_path):
     with refused('which needs 2020.*[0-9] MB'):
         prepare_cache(tmp_path, make_manifest(1000, 1000, count=10**13))
     assert list(tmp_path.iterdir()) == []
     manifest = make_manifest(4, None, count=3)
     prepare_cache(tmp_path, manifest)
 
-    def fill() -> None:
+    def fill():
         # As long as one row: what comes after finds no room.
         resource.setrlimit(resource.RLIMIT_FSIZE, (28, 28))
         with pytest.raises(OSError, match=r"'.*rows\.bin'"):
@@ -233,12 +223,12 @@ def test_full_disk(tmp_path: Path) -> None:
     assert prepare_cache(tmp_path, manifest).tolist() == [1, 2]
 
 
-def test_killed_at_any_moment(tmp_path: Path) -> None:
+def test_killed_at_any_moment(tmp_path):
     logits, labels = LOGITS.repeat(40, 1), LABELS.repeat(40)
     whole, killed = tmp_path / 'whole', tmp_path / 'killed'
     manifest = store(whole, logits, labels).manifest
 
-    def build() -> None:
+    def build():
         with locked(killed):
             for row in prepare_cache(killed, manifest).tolist():
                 time.sleep(0.002)

@@ -1,10 +1,6 @@
 """CachedTeacher: what it puts out and what it refuses."""
-from __future__ import annotations
-
 from copy import deepcopy
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +8,7 @@ import torch
 from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
 from stored import refused, store
-from torch import Tensor
 
-from wsld_plugin.caching import CachedTeacher
 from wsld_plugin.caching.record import input_probe
 from wsld_plugin.checkpoints import weights_sha256
 from wsld_plugin.datasets.views import SeededView
@@ -24,7 +18,7 @@ PICTURES = torch.randn(ROWS, 3, 4, 4, generator=torch.manual_seed(0))
 LOGITS = 3 * torch.randn(ROWS, CLASSES, generator=torch.manual_seed(1))
 
 
-def build(folder: Path, **changes: Any) -> CachedTeacher:
+def build(folder, **changes):
     return MODELS.build(dict(
         type='CachedTeacher',
         cache=str(folder / 'cache'),
@@ -33,7 +27,7 @@ def build(folder: Path, **changes: Any) -> CachedTeacher:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     """A teacher's file and its answers to twelve pictures."""
     torch.save(dict(w=torch.ones(2)), tmp_path / 'teacher.pth')
     store(tmp_path / 'cache', LOGITS, torch.arange(ROWS) % CLASSES,
@@ -43,16 +37,16 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def samples(*rows: int, **changes: Any) -> list[BaseDataElement]:
+def samples(*rows, **changes):
     views = [SeededView(row, row % CLASSES, row + 100, 'print')._replace(
         **changes) for row in rows]
     return [BaseDataElement(metainfo=dict(seeded_view=v)) for v in views]
 
 
-def test_logits_come_out_where_the_recorder_listens(folder: Path) -> None:
+def test_logits_come_out_where_the_recorder_listens(folder):
     # As EMAHook does, which must not copy the files.
     teacher = deepcopy(build(folder))
-    recorded: list[Tensor] = []
+    recorded = []
     teacher.get_submodule('head.fc').register_forward_hook(
         lambda module, args, output: recorded.append(output))
     inputs = PICTURES[[7, 2, 7]]
@@ -64,8 +58,7 @@ def test_logits_come_out_where_the_recorder_listens(folder: Path) -> None:
         assert torch.equal(teacher(inputs, samples(7, 2, 7)), recorded[0])
 
 
-def test_it_is_no_part_of_checkpoints_and_needs_no_cache(
-        tmp_path: Path) -> None:
+def test_it_is_no_part_of_checkpoints_and_needs_no_cache(tmp_path):
     teacher = build(tmp_path, source='a.b.c')
     assert not teacher.state_dict() and not [*teacher.parameters()]
     assert isinstance(teacher.get_submodule('a.b.c'), torch.nn.Identity)
@@ -81,13 +74,12 @@ def test_it_is_no_part_of_checkpoints_and_needs_no_cache(
      r'with teacher\.depth=34, but the config now has 50'),
     (dict(source='fc'), ValueError, "source='head.fc', but .* has 'fc'"),
 ])
-def test_mistakes_and_other_teachers(changes: dict, error: type, said: str,
-                                     folder: Path) -> None:
+def test_mistakes_and_other_teachers(changes, error, said, folder):
     with pytest.raises(error, match=said):
         build(folder, **changes).init_weights()
 
 
-def test_other_weights_are_refused(folder: Path) -> None:
+def test_other_weights_are_refused(folder):
     path = str(folder / 'teacher.pth')
     before = weights_sha256(path)
     # What else the file holds, and a wrapper's prefix, do not count.
@@ -106,13 +98,12 @@ def test_other_weights_are_refused(folder: Path) -> None:
     (dict(pixels=9), 'with pixels=103, but the sample of row 3 now has 9'),
     (dict(row=ROWS), 'row 12 of .* which has 12, is damaged or not there'),
 ])
-def test_other_samples_are_refused(changes: dict, said: str,
-                                   folder: Path) -> None:
+def test_other_samples_are_refused(changes, said, folder):
     with refused(said):
         build(folder)(PICTURES[[2, 3]], samples(2) + samples(3, **changes))
 
 
-def test_other_preprocessing_is_refused(folder: Path) -> None:
+def test_other_preprocessing_is_refused(folder):
     # None is none.
     build(folder).expect_distiller(
         SimpleNamespace(data_preprocessor=torch.nn.Module()))
@@ -123,7 +114,7 @@ def test_other_preprocessing_is_refused(folder: Path) -> None:
             build(folder)(inputs, samples(0, 1, 2, 3))
 
 
-def test_what_has_no_answer(folder: Path) -> None:
+def test_what_has_no_answer(folder):
     mixed = samples(1)
     mixed[0].gt_score = torch.ones(CLASSES)
     for batch, mode, said in (

@@ -1,6 +1,4 @@
 """Fresh Python processes, since fixes act at import."""
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -16,12 +14,10 @@ RunPython = Callable[..., 'subprocess.CompletedProcess[str]']
 
 
 @pytest.fixture(scope='session')
-def run_python() -> RunPython:
+def run_python():
     """Runs Python with arguments; the repository is importable."""
 
-    def run(*args: str,
-            site: Path | None = None,
-            **env: str) -> subprocess.CompletedProcess[str]:
+    def run(*args, site=None, **env):
         path = [str(HERE.parents[1])]
         if site is not None:
             # Without the environment's own site-packages.
@@ -37,10 +33,10 @@ def run_python() -> RunPython:
 
 
 @pytest.fixture
-def site_without(tmp_path: Path) -> Callable[..., Path]:
+def site_without(tmp_path):
     """Makes a copy, by links, of site-packages that lacks some packages."""
 
-    def make(*missing: str) -> Path:
+    def make(*missing):
         site = tmp_path / 'site'
         site.mkdir()
         for entry in Path(sysconfig.get_path('purelib')).iterdir():
@@ -52,8 +48,7 @@ def site_without(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope='session')
-def trained(run_python: RunPython,
-            tmp_path_factory: pytest.TempPathFactory) -> dict:
+def trained(run_python, tmp_path_factory):
     """A one-epoch run on the CPU in bfloat16, with its console and files."""
     work_dir = tmp_path_factory.mktemp('trained')
     done = run_python(str(TRAINING), str(work_dir), '--amp', 'bfloat16')

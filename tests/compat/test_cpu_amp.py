@@ -1,6 +1,4 @@
 """bfloat16 training where the only device is the CPU."""
-from __future__ import annotations
-
 import pytest
 import torch
 from mmengine.config import Config
@@ -17,13 +15,13 @@ pytestmark = pytest.mark.skipif(
     get_device() != 'cpu', reason='there is another device than the CPU')
 
 
-def prepared(**fields: object) -> Config:
+def prepared(**fields):
     cfg = Config(dict(optim_wrapper=dict(type='AmpOptimWrapper', **fields)))
     prepare_amp(cfg)
     return cfg
 
 
-def build(model: torch.nn.Module, cfg: Config) -> AmpOptimWrapper:
+def build(model, cfg):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     return OPTIM_WRAPPERS.build(dict(cfg.optim_wrapper, optimizer=optimizer))
 
@@ -55,9 +53,7 @@ def test_trains_saves_and_resumes(trained, capsys):
     state = CheckpointLoader.load_checkpoint(str(trained['checkpoint']))
     assert 'loss_scaler' in state['optimizer']
     assert 'rank 0 of 1: iter 4' in trained['stdout']
-    cfg = config(str(trained['work_dir']), epochs=2)
-    cfg.optim_wrapper.update(
-        type='AmpOptimWrapper', dtype='bfloat16', loss_scale='dynamic')
+    cfg = config(str(trained['work_dir']), epochs=2, amp='bfloat16')
     cfg.update(experiment_name='resumed', resume=True)
     prepare_amp(cfg)
     runner = Runner.from_cfg(cfg)

@@ -1,6 +1,4 @@
 """mmrazor, mmseg, mmdet and mmcls, by stand-ins of their first lines."""
-from __future__ import annotations
-
 from importlib.util import find_spec
 
 import pytest

@@ -1,7 +1,4 @@
 """A training's config is laid out once."""
-from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 import yapf.yapflib.reformatter
@@ -15,12 +12,12 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(autouse=True)
-def yapf_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+def yapf_is_called(monkeypatch):
     """As outside of the tests."""
-    monkeypatch.setattr(module, 'FormatCode', module.FormatCode.real)
+    monkeypatch.setattr(module, 'FormatCode', module.FormatCode.__wrapped__)
 
 
-def count(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> list:
+def count(monkeypatch, owner, name):
     """What a function returns from now on."""
     original, found = getattr(owner, name), []
     monkeypatch.setattr(owner, name, lambda *args, **fields: found.append(
@@ -28,8 +25,7 @@ def count(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> list:
     return found
 
 
-def test_once_in_a_training(tmp_path: Path,
-                            monkeypatch: pytest.MonkeyPatch) -> None:
+def test_once_in_a_training(tmp_path, monkeypatch):
     cfg = config(str(tmp_path))
     laid_out = count(monkeypatch, yapf.yapflib.reformatter, 'Reformat')
     asked = count(monkeypatch, module, 'FormatCode')
@@ -42,7 +38,7 @@ def test_once_in_a_training(tmp_path: Path,
         Config.fromstring(asked[-1][0], '.py').to_dict())
 
 
-def test_another_is_another() -> None:
+def test_another_is_another():
     cfg = Config(dict(a=[1] * 40, b='x'))
     before = cfg.pretty_text
     cfg.b = 'y'

@@ -1,6 +1,4 @@
 """mmrazor 1.0.0 imports, builds and trains a step on the torch at hand."""
-from __future__ import annotations
-
 import pytest
 import torch
 from mmengine.utils import digit_version

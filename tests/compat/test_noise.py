@@ -1,6 +1,4 @@
 """Known warnings of others are silenced, and only they."""
-from __future__ import annotations
-
 import warnings
 
 import pytest

@@ -1,6 +1,4 @@
 """`package::config` resolves with and without pkg_resources."""
-from __future__ import annotations
-
 from importlib.util import find_spec
 
 import pytest

@@ -1,13 +1,11 @@
 """The digits: what is in them, how they are split, parted and drawn."""
-from __future__ import annotations
-
 import pickle
 import sys
-from typing import Any
 
 import numpy as np
 import pytest
 from mmengine.registry import DATASETS
+from sklearn.datasets import load_digits
 
 from wsld_plugin.datasets import DigitsDataset, resampled_indices
 from wsld_plugin.datasets.digits import SPLITS, split_indices
@@ -15,13 +13,8 @@ from wsld_plugin.datasets.digits import SPLITS, split_indices
 DIGITS = dict(type='DigitsDataset', split='val', indices=41)
 
 
-def sklearn_digits():
-    from sklearn.datasets import load_digits
-    return load_digits()
-
-
 def test_splits_are_disjoint_complete_stratified_and_never_change():
-    labels = sklearn_digits().target
+    labels = load_digits().target
     parts = [split_indices(labels, split) for split in SPLITS]
     assert sorted(np.concatenate(parts)) == list(range(1797))
     for part, share in zip(parts, (0.5, 0.2, 0.3)):
@@ -38,7 +31,7 @@ def test_splits_are_disjoint_complete_stratified_and_never_change():
 
 @pytest.mark.parametrize('split', SPLITS)
 def test_scans_are_those_of_sklearn(split):
-    digits = sklearn_digits()
+    digits = load_digits()
     lazy = DigitsDataset(split, lazy_init=True)
     assert not lazy.data_list
     dataset = pickle.loads(pickle.dumps(lazy))
@@ -66,16 +59,16 @@ def test_missing_sklearn_is_said_with_the_cause(monkeypatch):
         DigitsDataset('val')
 
 
-def scans(**config: Any) -> list[bytes]:
+def scans(**config):
     dataset = DATASETS.build(config)
     return [dataset[i]['img'].tobytes() for i in range(len(dataset))]
 
 
-def resampled(**config: Any) -> list[bytes]:
+def resampled(**config):
     return scans(type='ResampledDataset', **dict(dataset=DIGITS) | config)
 
 
-def test_parts_share_nothing_and_leave_nothing() -> None:
+def test_parts_share_nothing_and_leave_nothing():
     whole = scans(**DIGITS)
     parts = [resampled(run=run, parts=3) for run in range(3)]
     assert sorted(map(len, parts)) == [13, 14, 14]
@@ -84,7 +77,7 @@ def test_parts_share_nothing_and_leave_nothing() -> None:
     assert parts[0] != whole[:14] and parts[0] != whole[::3]
 
 
-def test_runs_draw_whole_samples_differently_and_always_the_same() -> None:
+def test_runs_draw_whole_samples_differently_and_always_the_same():
     whole, drawn = scans(**DIGITS), resampled_indices(41, 1)
     assert resampled(run=1) == [whole[index] for index in drawn]
     assert (resampled_indices(50, 0) != resampled_indices(50, 1)).any()
@@ -103,6 +96,6 @@ def test_runs_draw_whole_samples_differently_and_always_the_same() -> None:
     (dict(run=0, dataset=dict(type='RepeatDataset', times=2, dataset=DIGITS)),
      TypeError, 'RepeatDataset'),
 ])
-def test_mistakes(config: dict, error: type, said: str) -> None:
+def test_mistakes(config, error, said):
     with pytest.raises(error, match=said):
         resampled(**config)

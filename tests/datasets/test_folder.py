@@ -1,45 +1,39 @@
 """Folders of pictures: what is read, left out, told and drawn."""
-from __future__ import annotations
-
 import os
 from io import BytesIO
 from itertools import chain
-from pathlib import Path
 
 import numpy as np
 import pytest
 from mmpretrain.datasets import CustomDataset
 from PIL import Image
 
-from wsld_plugin.datasets import (
-    PictureFolderError,
-    read_folder,
-    write_lists,
-)
+from wsld_plugin.datasets import PictureFolderError, read_folder
+from wsld_plugin.datasets.folder import write_lists
 
 RNG = np.random.RandomState(0)
 
 
-def encoded(mode='RGB', size=(12, 10), kind='PNG', **options) -> bytes:
+def encoded(mode='RGB', size=(12, 10), kind='PNG', **options):
     pixels = RNG.randint(0, 255, (size[1], size[0], 3), np.uint8)
     file = BytesIO()
     Image.fromarray(pixels).convert(mode).save(file, kind, **options)
     return file.getvalue()
 
 
-def put(root: Path, *paths: str, data: bytes | None = None) -> None:
+def put(root, *paths, data=None):
     for path in paths:
         file = root / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(encoded() if data is None else data)
 
 
-def put_classes(root: Path, *tops: str, count=10) -> None:
+def put_classes(root, *tops, count=10):
     put(root, *(f'{top}/{number}.png' for top in tops
                 for number in range(count)))
 
 
-def counts(folder) -> dict:
+def counts(folder):
     return {split: [sum(label == at for _, label in pictures)
                     for at in range(len(folder.classes))]
             for split, pictures in folder.splits.items()}

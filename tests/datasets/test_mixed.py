@@ -1,9 +1,6 @@
 """Labelled and unlabelled pictures in one data set, at a given ratio."""
-from __future__ import annotations
-
 import pickle
 from collections import Counter
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -54,7 +51,7 @@ def test_no_copy_that_mmengine_remembers():
     assert len(memo) == before
 
 
-def test_a_folder_without_labels(tmp_path: Path) -> None:
+def test_a_folder_without_labels(tmp_path):
     for name in ('one/a/1.png', 'one/b/2.png', 'two/3.png', 'two/x/4.png'):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(tmp_path / name), np.zeros((4, 4, 3), np.uint8))

@@ -1,9 +1,5 @@
 """SeededViews replays its augmentations; ViewSampler deals them out."""
-from __future__ import annotations
-
 import random
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,10 +16,10 @@ from wsld_plugin.datasets import SeededViews, ViewSampler
 class DrawFromAll:
     """Packs a scan with noise from all three generators; loses one."""
 
-    def __init__(self, strength: int = 9, lost: int = -1) -> None:
+    def __init__(self, strength=9, lost=-1):
         self.strength, self.lost = strength, lost
 
-    def __call__(self, results: dict[str, Any]) -> Any:
+    def __call__(self, results):
         image = results['img'].transpose(2, 0, 1).astype(np.int64)
         image += random.randrange(1, self.strength)
         image += np.random.randint(self.strength, size=image.shape)
@@ -37,28 +33,27 @@ class DrawFromAll:
 DATASET = dict(type='DigitsDataset', split='val', indices=4)
 
 
-def build(noise: Any = None, views: Any = 3, seed: Any = 0,
-          **changes: Any) -> SeededViews:
+def build(noise=None, views=3, seed=0, **changes):
     pipeline = [dict(noise or {}, type='DrawFromAll')]
     return SeededViews(DATASET | dict(pipeline=pipeline) | changes, views,
                        seed)
 
 
-def content(item: dict[str, Any]) -> tuple:
+def content(item):
     view = item['data_samples'].seeded_view
     return str(item['inputs'].tolist()), *view
 
 
-def all_items(views: SeededViews) -> list[tuple]:
+def all_items(views):
     return [content(views[index]) for index in range(len(views))]
 
 
 @pytest.fixture(scope='module')
-def views() -> SeededViews:
+def views():
     return build()
 
 
-def test_passes_are_equal_and_views_differ(views: SeededViews) -> None:
+def test_passes_are_equal_and_views_differ(views):
     first = all_items(views)
     random.random(), np.random.rand(), torch.rand(5)
     assert [content(views[index]) for index in reversed(range(12))
@@ -69,7 +64,7 @@ def test_passes_are_equal_and_views_differ(views: SeededViews) -> None:
     assert not {*images} & {item[0] for item in all_items(build(seed=1))}
 
 
-def test_generators_are_as_before(views: SeededViews) -> None:
+def test_generators_are_as_before(views):
     drawn = []
     for use in (lambda: None, lambda: views[7]):
         random.seed(5), np.random.seed(5), torch.manual_seed(5)
@@ -80,8 +75,7 @@ def test_generators_are_as_before(views: SeededViews) -> None:
 
 @pytest.mark.parametrize('workers, context, persistent', [
     (2, 'fork', False), (2, 'fork', True), (1, 'spawn', True)])
-def test_workers_make_the_same(workers: int, context: str, persistent: bool,
-                               views: SeededViews) -> None:
+def test_workers_make_the_same(workers, context, persistent, views):
     loader = DataLoader(
         views, batch_size=2, num_workers=workers, collate_fn=list,
         multiprocessing_context=context, persistent_workers=persistent)
@@ -90,7 +84,7 @@ def test_workers_make_the_same(workers: int, context: str, persistent: bool,
         assert items == all_items(views)
 
 
-def test_no_other_sample_in_its_place() -> None:
+def test_no_other_sample_in_its_place():
     views = build(dict(lost=2))
     assert views[5]['data_samples'].seeded_view.row == 5
     with pytest.raises(ValueError, match='view 1 of sample 2: SeededViews'):
@@ -99,8 +93,8 @@ def test_no_other_sample_in_its_place() -> None:
         views[12]
 
 
-def test_fingerprint_tells_data_and_rule_apart(views: SeededViews) -> None:
-    changes: list[dict[str, Any]] = [
+def test_fingerprint_tells_data_and_rule_apart(views):
+    changes = [
         dict(views=4), dict(seed=1), dict(split='test'), dict(indices=3),
         dict(metainfo=dict(classes=('a', 'b'))), dict(noise=dict(strength=8))]
     digests = {build(**change).fingerprint for change in changes}
@@ -108,7 +102,7 @@ def test_fingerprint_tells_data_and_rule_apart(views: SeededViews) -> None:
     assert build().fingerprint == views.fingerprint
 
 
-def test_fingerprint_does_not_depend_on_the_folder(tmp_path: Path) -> None:
+def test_fingerprint_does_not_depend_on_the_folder(tmp_path):
     from mmpretrain.datasets import CustomDataset
     for root in ('here', 'there'):
         for name in ('cat/1.png', 'cat/2.png', 'dog/1.png'):
@@ -128,13 +122,13 @@ def test_fingerprint_does_not_depend_on_the_folder(tmp_path: Path) -> None:
     (dict(dataset=dict(type='ConcatDataset', datasets=[DATASET])), TypeError,
      'must be a BaseDataset of mmengine, got ConcatDataset'),
 ])
-def test_mistakes(changes: dict, error: type, said: str) -> None:
+def test_mistakes(changes, error, said):
     with pytest.raises(error, match=said):
         DATASETS.build(dict(
             type='SeededViews', dataset=DATASET, views=3) | changes)
 
 
-def test_each_epoch_is_a_view_in_the_stock_order(views: SeededViews) -> None:
+def test_each_epoch_is_a_view_in_the_stock_order(views):
     sampler = DATA_SAMPLERS.build(dict(
         type='ViewSampler', shuffle=True, dataset=views, seed=3))
     stock = DefaultSampler(range(4), shuffle=True, seed=3)
@@ -146,8 +140,7 @@ def test_each_epoch_is_a_view_in_the_stock_order(views: SeededViews) -> None:
         ViewSampler(range(4))
 
 
-def test_ranks_share_a_view(views: SeededViews,
-                            monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_share_a_view(views, monkeypatch):
     dealt = []
     for rank in range(3):
         monkeypatch.setattr('mmengine.dataset.sampler.get_dist_info',

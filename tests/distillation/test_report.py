@@ -1,6 +1,4 @@
 """The figures of a distillation, and the page that tells them."""
-from __future__ import annotations
-
 import contextlib
 import html
 import io
@@ -9,7 +7,6 @@ import math
 import re
 from html.parser import HTMLParser
 from types import SimpleNamespace
-from typing import Any
 
 import cv2
 import numpy as np
@@ -17,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import MODELS
 from torch import nn
 
 from wsld_plugin.checkpoints import export_onnx, export_student
@@ -30,13 +27,13 @@ CLASSES = ('<script>a & "b"</script>', "naïve {{ 'x' }} 犬", 'long' * 40)
 COST = Cost(12, 34, 5.0, 0.5, 0.1, 'CPU, 1 thread')
 
 
-def judged(name: str, predictions: list[int]) -> Judged:
+def judged(name, predictions):
     chances = 0.1 + 0.7 * torch.eye(3)[torch.tensor(predictions)]
     return Judged(name, f'<i>{name}', chances, COST)
 
 
 @pytest.fixture(scope='module')
-def findings(tmp_path_factory: pytest.TempPathFactory) -> Findings:
+def findings(tmp_path_factory):
     """Twelve oblong test pictures, and a student with random weights."""
     out = tmp_path_factory.mktemp("it's & <b>")
     files = [(f'{number}.png', number % 3) for number in range(12)]
@@ -47,7 +44,7 @@ def findings(tmp_path_factory: pytest.TempPathFactory) -> Findings:
     # The one that the lines to copy are for has 16 bits.
     deep = random.randint(2**16, size=(41, 50), dtype=np.uint16)
     cv2.imwrite(str(out / files[0][0]), deep)
-    folder: Any = SimpleNamespace(
+    folder = SimpleNamespace(
         root=out, classes=CLASSES, digest='sha256 12', notes=['<u> are grey'],
         left_out=[(f'<{n}>.jpg', 'damaged') for n in range(21)],
         splits=dict(train=files[:2], val=files[:2], test=files))
@@ -62,14 +59,11 @@ def findings(tmp_path_factory: pytest.TempPathFactory) -> Findings:
         ann_file=str(out / 'test.txt'), pipeline=[
             dict(type='LoadImageFromFile'),
             dict(type='ResizeEdge', scale=36, edge='short', backend='pillow'),
-            dict(type='CenterCrop', crop_size=32),
-            dict(type='PackInputs')
-        ]))
+            dict(type='CenterCrop', crop_size=32), dict(type='PackInputs')]))
     (out / 'test.txt').write_text(''.join(f'{name} 0\n' for name, _ in files))
     cfg.dump(out / 'config.py')
     torch.manual_seed(0)
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        weights = MODELS.build(cfg.model).state_dict()
+    weights = MODELS.build(dict(model, _scope_='mmpretrain')).state_dict()
     weights['head.fc.weight'] *= 5
     meta = dict(cfg=cfg.pretty_text, dataset_meta=dict(classes=CLASSES))
     torch.save(dict(state_dict=weights, meta=meta), out / 'epoch_1.pth')
@@ -77,16 +71,15 @@ def findings(tmp_path_factory: pytest.TempPathFactory) -> Findings:
     onnx = export_onnx(str(student), str(out / 'x'),
                        with_preprocessing=True).path
     return Findings(
-        folder, [
-            judged('teacher', labels),
-            judged('student alone', labels[:4] + [0] * 8),
-            judged('student distilled', [*labels[:9], 0, 2, 0])
-        ], {'none yet': out}, dict(data=out, tau='<auto>'), dict(search=90.),
+        folder, [judged('teacher', labels),
+                 judged('student alone', labels[:4] + [0] * 8),
+                 judged('student distilled', [*labels[:9], 0, 2, 0])],
+        {'none yet': out}, dict(data=out, tau='<auto>'), dict(search=90.),
         pd.DataFrame(dict(tau=[1., 4.], accuracy=[math.nan, 50.])), student,
         onnx, out / 'config.py')
 
 
-def test_figures_by_hand(findings: Findings) -> None:
+def test_figures_by_hand(findings):
     found = metrics(findings)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     student = found['networks']['student distilled']
@@ -111,7 +104,7 @@ def test_figures_by_hand(findings: Findings) -> None:
     assert found['trials'][0] == dict(tau=1.0, accuracy=None)
 
 
-def test_answers_that_are_not_finite_are_wrong(findings: Findings) -> None:
+def test_answers_that_are_not_finite_are_wrong(findings):
     lost = judged('student distilled', [0] * 12)
     lost.probabilities[:] = math.nan
     few = findings._replace(networks=[findings.networks[0], lost])
@@ -123,12 +116,12 @@ def test_answers_that_are_not_finite_are_wrong(findings: Findings) -> None:
         metrics(findings._replace(networks=[one, lost]))
 
 
-def test_the_page_stands_alone_and_escapes(findings: Findings) -> None:
+def test_the_page_stands_alone_and_escapes(findings):
     page = report_page(findings)
     parser = HTMLParser()
     tags, outside = set(), []
 
-    def note(tag: str, attributes: list[tuple[str, str | None]]) -> None:
+    def note(tag, attributes):
         tags.add(tag)
         outside.extend(value for key, value in attributes
                        if key in ('src', 'href')
@@ -151,7 +144,7 @@ def test_the_page_stands_alone_and_escapes(findings: Findings) -> None:
     path.write_bytes(kept)
 
 
-def test_the_lines_of_the_page_run_and_agree(findings: Findings) -> None:
+def test_the_lines_of_the_page_run_and_agree(findings):
     blocks = re.findall(r'<code>(.*?)</code>', report_page(findings), re.S)
     said = []
     for lines in map(html.unescape, blocks[:2]):
@@ -163,16 +156,16 @@ def test_the_lines_of_the_page_run_and_agree(findings: Findings) -> None:
     assert float(said[0][1]) == pytest.approx(float(said[1][1]), abs=1e-4)
 
 
-def test_cost_by_hand() -> None:
+def test_cost_by_hand():
     class Network(nn.Module):
-        def __init__(self) -> None:
+        def __init__(self):
             super().__init__()
             self.conv = nn.Conv2d(4, 8, 3, padding=1, groups=2)
             self.norm = nn.BatchNorm2d(8)
             self.attend = nn.MultiheadAttention(8, 2, batch_first=True)
             self.last = nn.Sequential(nn.Dropout(), nn.Linear(8, 3))
 
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
+        def forward(self, images):
             words = self.norm(self.conv(images)).flatten(2).transpose(1, 2)
             return self.last(self.attend(words, words, words)[0].mean(1))
 

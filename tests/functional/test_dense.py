@@ -1,6 +1,4 @@
 """Labels as the packages of dense tasks hand them over."""
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -8,7 +6,7 @@ from wsld_plugin.functional import wsld_loss
 from wsld_plugin.losses import WSLDLoss
 
 
-def test_labels_of_pixels_may_have_a_channel() -> None:
+def test_labels_of_pixels_may_have_a_channel():
     torch.manual_seed(0)
     student, teacher = torch.randn(2, 2, 5, 4, 6)
     labels = torch.randint(5, (2, 4, 6))
@@ -21,7 +19,7 @@ def test_labels_of_pixels_may_have_a_channel() -> None:
         loss(student, teacher, labels.unsqueeze(2))
 
 
-def test_rows_of_other_boxes_are_refused() -> None:
+def test_rows_of_other_boxes_are_refused():
     torch.manual_seed(0)
     student, teacher = torch.randn(2, 8, 4)
     labels = torch.arange(8) % 4
@@ -37,7 +35,7 @@ def test_rows_of_other_boxes_are_refused() -> None:
             loss(student, teacher, labels, teacher_labels=wrong)
 
 
-def test_a_background_without_a_class_is_explained() -> None:
+def test_a_background_without_a_class_is_explained():
     logits = torch.zeros(3, 4)
     with pytest.raises(ValueError, match=r'got 4 .*docs/dense\.md'):
         WSLDLoss()(logits, logits, torch.tensor([0, 4, 1]))

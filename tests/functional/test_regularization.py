@@ -1,6 +1,4 @@
 """Regularization samples and what the schemes do with them."""
-from __future__ import annotations
-
 import itertools
 import math
 
@@ -9,12 +7,9 @@ import pytest
 import torch
 from loss_tester import gradient, make, needs_compiler, rows_of, targets_of
 
-from wsld_plugin.functional import (
-    regularization_samples,
-    sample_weight,
-    wsld_loss,
-)
+from wsld_plugin.functional import regularization_samples, wsld_loss
 from wsld_plugin.functional.regularization import _label_gradients
+from wsld_plugin.functional.schemes import sample_weight
 
 TAUS = [0.5, 1.0, 2.0, 4.0, 20.0]
 ALL = ['wsld', 'uniform', 'drop_regularization', 'only_regularization',
@@ -33,7 +28,6 @@ def oracle_of(function, student, teacher, labels, tau):
     return torch.tensor(rows, dtype=torch.float64)
 
 
-# ------------------------------------------------------------ derivatives
 @pytest.mark.parametrize('tau', TAUS)
 @pytest.mark.parametrize('shape', [(40, 6), (9, 2), (2, 5, 3, 4)], ids=str)
 @pytest.mark.parametrize('soft', [False, True])
@@ -81,7 +75,6 @@ def test_a_single_class_has_no_derivatives():
             assert (part == 0).all()
 
 
-# ---------------------------------------------------------------- samples
 @pytest.mark.parametrize('tau', TAUS)
 @pytest.mark.parametrize('shape', [(60, 6), (2, 5, 3, 4)], ids=str)
 @pytest.mark.parametrize('soft', [False, True])
@@ -109,7 +102,6 @@ def test_a_small_excess_is_not_rounded_away():
         student, teacher, labels, tau=1.0).tolist() == [True, False]
 
 
-# ---------------------------------------------------------------- schemes
 @pytest.mark.parametrize('ignored', [False, True])
 def test_a_random_share_as_large_is_dropped(ignored):
     data = draw((50, 6))
@@ -164,7 +156,6 @@ def test_schemes_trace_without_graph_breaks(weighting):
                                    gradient(expected, student))
 
 
-# ----------------------------------------------------------------- errors
 def test_bad_input_is_refused():
     z = torch.zeros(2, 3)
     for labels, tau, match in (([0, 2], 0.0, 'tau must be above 0, got 0'),

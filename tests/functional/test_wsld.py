@@ -1,6 +1,4 @@
 """WSLD: what every loss has to pass, and what only its formula promises."""
-from __future__ import annotations
-
 import itertools
 import math
 
@@ -29,29 +27,22 @@ class TestWSLD(LossTester):
             student, teacher, labels)
 
 
-# -------------------------------------------------------- value, closed forms
-def test_weight_closed_forms():
+def test_closed_forms():
     label = torch.tensor([0])
     equal = torch.tensor([[1.0, 3.0, -2.0]])
     sure = torch.tensor([[500.0, 0.0, 0.0]])
     weights = [wsld_weight(s, t, label).item()
                for s, t in ((equal, equal), (equal, sure), (sure, equal))]
     assert weights == pytest.approx([1 - 1 / math.e, 1, 0], rel=1e-6)
-
-
-def test_two_classes_by_hand():
-    # p_s = 3/4, p_t = 1/2 on the label: CE 0.28768 and 0.69315.
+    # Two classes, p_s = 3/4, p_t = 1/2 on the label: CE 0.28768 and 0.69315.
     student = torch.tensor([[math.log(3.0), 0.0]], requires_grad=True)
-    teacher, label = torch.zeros(1, 2), torch.tensor([0])
     w = 1 - math.exp(-math.log(4 / 3) / math.log(2))
-    soft = 0.5 * math.log(4 / 3) + 0.5 * math.log(4)
-    loss = wsld_loss(student, teacher, label)
-    assert loss.item() == pytest.approx(w * soft, rel=1e-6)
+    loss = wsld_loss(student, torch.zeros(1, 2), label)
+    assert loss.item() == pytest.approx(w * math.log(16 / 3) / 2, rel=1e-6)
     torch.testing.assert_close(gradient(loss, student),
                                torch.tensor([[w * 0.25, -w * 0.25]]))
 
 
-# -------------------------------------------------------------- properties
 @pytest.mark.parametrize('seed', range(20))
 def test_properties_of_random_draws(seed):
     scale = [0.01, 1.0, 10.0, 60.0][seed % 4]
@@ -94,7 +85,6 @@ def test_weight_is_a_share_and_monotone(seed):
     assert (wsld_weight(student, teacher + up, labels) >= weight).all()
 
 
-# --------------------------------------------------------------- precision
 @pytest.mark.parametrize('margin_t,margin_s',
                          itertools.product([10, 20, 40, 60, 80, 100],
                                            repeat=2))
@@ -127,7 +117,6 @@ def test_the_labels_own_entry_keeps_its_digits(device, n, classes):
     assert own.abs().max() <= 1e-5 * exact.abs().max()
 
 
-# ------------------------------------------------------------------ blocks
 @pytest.mark.parametrize('numbers', [1, 50, 150, 10**6])
 @pytest.mark.parametrize('shape', [(9, 7), (3, 5, 4, 6), (4, 5, 2)], ids=str)
 @pytest.mark.parametrize('soft', [False, True])
@@ -164,14 +153,13 @@ def test_one_tensor_of_the_logits_size_is_kept(shape, dtype):
     assert size <= peak <= 1.2 * size + 4 * 4 * blocks._CPU_BLOCK
 
 
-# ------------------------------------------------------------------ errors
 @pytest.mark.parametrize('change,error,match', [
     ({'student': [[0.0]]}, TypeError, 'student must be a tensor, got list'),
     ({'teacher': torch.zeros(2, 3).long()}, TypeError, 'teacher.*int64'),
     ({'student': torch.zeros(3), 'teacher': torch.zeros(3)}, ValueError,
      r'student must have shape \(N, C\)'),
-    ({'teacher': torch.zeros(2, 4)}, ValueError, r'\(2, 3\) and \(2, 4\)'),
-    ({'teacher': torch.zeros(3, 3)}, ValueError, 'same shape'),
+    ({'teacher': torch.zeros(2, 4)}, ValueError,
+     r'same shape.*\(2, 3\) and \(2, 4\)'),
     ({'student': torch.zeros(2, 0), 'teacher': torch.zeros(2, 0)},
      ValueError, 'at least one class'),
     ({'gt_labels': torch.tensor([0, 3])}, ValueError,
@@ -180,7 +168,6 @@ def test_one_tensor_of_the_logits_size_is_kept(shape, dtype):
      r'shape \(2,\).*got torch.int64 of shape \(2, 1\)'),
     ({'gt_labels': torch.zeros(2)}, ValueError,
      r'probabilities.*\(2, 3\), got torch.float32 of shape \(2,\)'),
-    ({'gt_labels': torch.zeros(2, 3).long()}, ValueError, 'indices'),
     ({'gt_labels': torch.tensor([True, False])}, TypeError, 'bool'),
     ({'gt_labels': torch.tensor([[2.0, -1, 0], [0, 0, 1]])}, ValueError,
      'negative class probability, -1'),

@@ -1,13 +1,10 @@
 """One input and its judge, and ways to damage bytes."""
-from __future__ import annotations
-
 import contextlib
 import io
 import signal
 import traceback
 from collections.abc import Callable
 from random import Random
-from typing import Any
 
 Case = Callable[[Random], str]
 RIGHT, REFUSED = 'right', 'refused'
@@ -19,14 +16,14 @@ class Fault(Exception):
     """Neither the right result nor one clear line."""
 
 
-def expect(right: object, said: str) -> None:
+def expect(right, said):
     if not right:
         raise Fault(said)
 
 
-def one_case(case: Case, draw: Random) -> tuple[str, str]:
+def one_case(case, draw):
     """What came of an input, and what is wrong with that."""
-    def ring(*_: object) -> None:
+    def ring(*_):
         raise Fault(f'no end after {SECONDS} s')
 
     before = signal.signal(signal.SIGALRM, ring)
@@ -43,8 +40,7 @@ def one_case(case: Case, draw: Random) -> tuple[str, str]:
         signal.signal(signal.SIGALRM, before)
 
 
-def judged(errors: Any, call: Callable[[], Any],
-           judge: Callable[[Any], str]) -> str:
+def judged(errors, call, judge):
     """Refused by one of some errors in one line, or as judged."""
     try:
         found = call()
@@ -55,27 +51,27 @@ def judged(errors: Any, call: Callable[[], Any],
     return judge(found)
 
 
-def cut(data: bytes, draw: Random) -> bytes:
+def cut(data, draw):
     return data[:draw.randrange(len(data))]
 
 
-def one_byte(data: bytes, draw: Random) -> bytes:
+def one_byte(data, draw):
     at = draw.randrange(len(data))
     new = (data[at] + draw.randint(1, 255)) % 256
     return data[:at] + bytes([new]) + data[at + 1:]
 
 
-def zeroed(data: bytes, draw: Random) -> bytes:
+def zeroed(data, draw):
     at = draw.randrange(len(data))
     end = min(len(data), at + draw.choice([16, 512, 4096]))
     return data[:at] + bytes(end - at) + data[end:]
 
 
-def appended(data: bytes, draw: Random) -> bytes:
+def appended(data, draw):
     return data + draw.randbytes(draw.choice([1, 64, 70_000]))
 
 
-def noise(data: bytes, draw: Random) -> bytes:
+def noise(data, draw):
     start = data[:draw.choice([0, 1, 2, 4, 64])]
     return start + draw.randbytes(draw.randrange(300))
 

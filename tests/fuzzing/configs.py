@@ -1,15 +1,10 @@
 """Configs and plans with something removed, misspelt or of another type."""
-from __future__ import annotations
-
 import argparse
 import contextlib
 import io
 import json
-from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from random import Random
-from typing import Any
 from unittest.mock import patch
 
 import yaml
@@ -18,12 +13,11 @@ from mmengine.logging import MMLogger
 
 from wsld_plugin import command_line, config
 
-from .cases import DAMAGES, REFUSED, Case, expect
+from .cases import DAMAGES, REFUSED, expect
 
 
-# ---------------------------------------------------------------- configs
 @contextlib.contextmanager
-def plain(draw: Random) -> Iterator[None]:
+def plain(draw):
     """Mostly without yapf, which lays each config out in half a second."""
     with patch.object(Config, 'pretty_text', property(
             lambda self: repr(self.to_dict()))) if draw.random() < 0.95 else (
@@ -35,7 +29,7 @@ VALUES = (None, '', 'text', 3, -1, 0.5, [], {}, True, [1], {'a': 1}, 'type',
           [{}], float('nan'), 10**20, {'type': 'text'})
 
 
-def places(part: Any) -> list[tuple[Any, Any]]:
+def places(part):
     """Each container with each of its keys."""
     keys = [*part] if isinstance(part, dict) else (
         range(len(part)) if isinstance(part, list) else [])
@@ -43,15 +37,15 @@ def places(part: Any) -> list[tuple[Any, Any]]:
         place for key in keys for place in places(part[key])]
 
 
-def removed(part: Any, key: Any, draw: Random) -> None:
+def removed(part, key, draw):
     del part[key]
 
 
-def retyped(part: Any, key: Any, draw: Random) -> None:
+def retyped(part, key, draw):
     part[key] = draw.choice(VALUES)
 
 
-def misspelt(part: Any, key: Any, draw: Random) -> None:
+def misspelt(part, key, draw):
     if isinstance(part, list):
         key, part = draw.choice(places(part) or [(0, part)])[::-1]
     if not isinstance(part, dict) or not key:
@@ -65,18 +59,18 @@ def misspelt(part: Any, key: Any, draw: Random) -> None:
 CHANGES = dict(removed=removed, retyped=retyped, misspelt=misspelt)
 
 
-def changed(content: Any, change: Callable, draw: Random) -> Any:
+def changed(content, change, draw):
     content = json.loads(json.dumps(content))
     change(*draw.choice(places(content)), draw)
     return content
 
 
-def configs(folder: Path) -> dict[str, Case]:
+def configs(folder):
     bases = [config.load_config(Path(__file__).parents[1] / 'tools' / (
         f'tiny_{name}.py')).to_dict() for name in ('student', 'distillation')]
     bases = json.loads(json.dumps(bases, default=str))
 
-    def build(change: Callable, draw: Random) -> str:
+    def build(change, draw):
         path, base = folder / 'config.json', draw.choice(bases)
         path.write_text(json.dumps(changed(base, change, draw)))
         args = argparse.Namespace(
@@ -103,8 +97,7 @@ def configs(folder: Path) -> dict[str, Case]:
     return {name: partial(build, change) for name, change in CHANGES.items()}
 
 
-# ---------------------------------------------------------------- plans
-def plans(folder: Path) -> dict[str, Case]:
+def plans(folder):
     from plan import read_plan
     network = dict(type='text', head=dict(num_classes=3))
     common = dict(train_cfg=dict(max_epochs=2), optim_wrapper=dict(lr=0.1),
@@ -123,7 +116,7 @@ def plans(folder: Path) -> dict[str, Case]:
     text = yaml.safe_dump(content).encode()
     path = folder / 'plan.yml'
 
-    def read(data: Callable[[Random], bytes], draw: Random) -> str:
+    def read(data, draw):
         path.write_bytes(data(draw))
         try:
             with plain(draw):

@@ -1,6 +1,4 @@
 """Damaged, foreign and odd files: checkpoints, teacher caches, pictures."""
-from __future__ import annotations
-
 import contextlib
 import io
 import os
@@ -8,11 +6,8 @@ import pickle
 import random
 import struct
 import zlib
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from random import Random
-from typing import Any
 
 import cv2
 import numpy as np
@@ -28,11 +23,10 @@ from wsld_plugin.caching.storage import MANIFEST, ROWS, TeacherCache
 from wsld_plugin.checkpoints import CheckpointError, read_checkpoint
 from wsld_plugin.datasets import read_folder
 
-from .cases import DAMAGES, RIGHT, Case, cut, expect, judged
+from .cases import DAMAGES, RIGHT, cut, expect, judged
 
 
-# ---------------------------------------------------------------- checkpoints
-def same(one: Any, two: Any) -> bool:
+def same(one, two):
     leaves, others = map(_pytree.tree_flatten, (one, two))
     return str(leaves[1]) == str(others[1]) and all(
         a.dtype == b.dtype and torch.equal(a, b) if isinstance(
@@ -43,14 +37,14 @@ def same(one: Any, two: Any) -> bool:
 class Code:
     """A pickle of it calls something."""
 
-    def __init__(self, *call: Any) -> None:
+    def __init__(self, *call):
         self.call = call
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self):
         return self.call[0], self.call[1:]
 
 
-def other_pickle(path: Path, mark: Path, draw: Random) -> None:
+def other_pickle(path, mark, draw):
     tensor = torch.zeros(2)
     call = draw.choice([
         Code(os.system, f'touch {mark}'), Code(open, str(mark), 'w'),
@@ -74,7 +68,7 @@ def other_pickle(path: Path, mark: Path, draw: Random) -> None:
                     draw.randint(0, pickle.HIGHEST_PROTOCOL))])()
 
 
-def checkpoints(folder: Path) -> dict[str, Case]:
+def checkpoints(folder):
     path, mark = folder / 'file.pth', folder / 'mark'
     generator = torch.Generator().manual_seed(0)
     history = HistoryBuffer([1.0, 2.0], [1, 1])
@@ -93,19 +87,19 @@ def checkpoints(folder: Path) -> dict[str, Case]:
         whole.append(path.read_bytes())
     right = read_checkpoint(str(path))
 
-    def damaged(data: bytes, damage: Callable, draw: Random) -> str:
+    def damaged(data, damage, draw):
         path.write_bytes(damage(data, draw))
         # The old format has no checksum: other numbers cannot be seen.
         return judged(CheckpointError, lambda: read_checkpoint(str(path)),
                       partial(judge, data is whole[0]))
 
-    def judge(sealed: bool, found: Any) -> str:
+    def judge(sealed, found):
         if same(found['state_dict'], right['state_dict']):
             return RIGHT
         expect(not sealed, 'silently other tensors')
         return 'other numbers, no checksum'
 
-    def pickled(draw: Random) -> str:
+    def pickled(draw):
         other_pickle(path, mark, draw)
         said = judged(CheckpointError, lambda: read_checkpoint(str(path)),
                       lambda found: 'weights' if all(isinstance(
@@ -122,61 +116,52 @@ def checkpoints(folder: Path) -> dict[str, Case]:
         'other pickle': pickled, 'other pickle again': pickled}
 
 
-# ---------------------------------------------------------------- caches
-def caches(folder: Path) -> dict[str, Case]:
-    kinds: dict[str, Case] = {}
-    for name, top_k in (('all classes', None), ('top 3', 3)):
-        logits, labels = stored.confident(12)
-        place = folder / name
-        cache = stored.store(place, logits, labels, top_k)
-        files = {file: (place / file).read_bytes()
-                 for file in (MANIFEST, ROWS)}
-        rows = cache.rows(range(len(cache)))
-        right = decode(unpack(rows, torch.device('cpu')), 12)
-        expect(torch.allclose(right.softmax(1).gather(1, labels[:, None]),
-                              logits.softmax(1).gather(1, labels[:, None]),
-                              atol=1e-5), 'the cache itself')
-
-        def damaged(place: Path, files: dict, right: torch.Tensor, file: str,
-                    damage: Callable, draw: Random) -> str:
-            for other, data in files.items():
-                (place / other).write_bytes(data)
-            if damage is swapped:
-                size = len(files[ROWS]) // len(right)
-                data = swapped(files[ROWS], draw, size)
-            else:
-                data = damage(files[file], draw)
-            (place / file).write_bytes(data)
-            chosen = draw.sample(range(len(right)), 40)
-
-            def read() -> torch.Tensor:
-                return decode(unpack(TeacherCache(place).rows(chosen),
-                                     torch.device('cpu')), 12)
-
-            def judge(found: torch.Tensor) -> str:
-                expect(torch.equal(found, right[chosen]),
-                       'silently other logits')
-                return RIGHT
-
-            return judged(TeacherCacheError, read, judge)
-
-        kinds.update({
-            f'{name}: {file} {what}': partial(damaged, place, files, right,
-                                              file, damage)
-            for file in files for what, damage in {
-                **DAMAGES, 'rows swapped': swapped}.items()})
-    return kinds
+def caches(folder):
+    return {f'{name}: {kind}': case
+            for name, top_k in (('all classes', None), ('top 3', 3))
+            for kind, case in one_cache(folder / name, top_k).items()}
 
 
-def swapped(data: bytes, draw: Random, size: int = 1) -> bytes:
-    one, two = sorted(draw.sample(range(len(data) // size), 2))
-    rows = [data[at:at + size] for at in range(0, len(data), size)]
-    rows[one], rows[two] = rows[two], rows[one]
-    return b''.join(rows)
+def one_cache(place, top_k):
+    logits, labels = stored.confident(12)
+    cache = stored.store(place, logits, labels, top_k)
+    files = {file: (place / file).read_bytes() for file in (MANIFEST, ROWS)}
+
+    def read(rows):
+        return decode(unpack(TeacherCache(place).rows(rows),
+                             torch.device('cpu')), 12)
+
+    right = read(range(len(cache)))
+    expect(torch.allclose(right.softmax(1).gather(1, labels[:, None]),
+                          logits.softmax(1).gather(1, labels[:, None]),
+                          atol=1e-5), 'the cache itself')
+
+    def damaged(file, damage, draw):
+        for other, data in files.items():
+            (place / other).write_bytes(data)
+        (place / file).write_bytes(damage(files[file], draw))
+        chosen = draw.sample(range(len(right)), 40)
+
+        def judge(found):
+            expect(torch.equal(found, right[chosen]), 'silently other logits')
+            return RIGHT
+
+        return judged(TeacherCacheError, lambda: read(chosen), judge)
+
+    def swapped(data, draw):
+        rows = [*map(bytes, np.frombuffer(data, 'u1').reshape(
+            len(right), -1))]
+        one, two = draw.sample(range(len(rows)), 2)
+        rows[one], rows[two] = rows[two], rows[one]
+        return b''.join(rows)
+
+    return {
+        **{f'{file} {what}': partial(damaged, file, damage)
+           for file in files for what, damage in DAMAGES.items()},
+        f'{ROWS} rows swapped': partial(damaged, ROWS, swapped)}
 
 
-# ---------------------------------------------------------------- pictures
-def huge(data: bytes, draw: Random) -> bytes:
+def huge(data, draw):
     """A PNG whose header tells of more pixels than it has."""
     sizes = struct.pack('>II', *(draw.choice([
         draw.randint(100, 2000), draw.randint(2**15, 2**31 - 1)])
@@ -191,7 +176,7 @@ NAMES = ('x.txt', 'x', 'X.JPEG', ' x.png', 'x .png', 'x\ny.png', 'x\r.png',
          'x' * 251 + '.png', '\udcff.png', '"x",1.png', '\u2028.png', "x'.png")
 
 
-def pictures(folder: Path) -> dict[str, Case]:
+def pictures(folder):
     draw = np.random.RandomState(0)
     root = folder / 'pictures'
     for place in ('a', 'b', 'a/deep'):
@@ -206,10 +191,10 @@ def pictures(folder: Path) -> dict[str, Case]:
         image.save(stream, kind)
         whole[kind] = stream.getvalue()
 
-    def pixels(data: bytes) -> np.ndarray:
+    def pixels(data):
         return cv2.imdecode(np.frombuffer(data, 'u1'), cv2.IMREAD_COLOR)
 
-    def look(path: Path, data: bytes | None, sealed: bool = False) -> str:
+    def look(path, data, sealed=False):
         """Scan with that one more; it is used or left out with a reason."""
         if data is not None:
             path.write_bytes(data)
@@ -229,23 +214,23 @@ def pictures(folder: Path) -> dict[str, Case]:
             return 'left out'
         return RIGHT if sealed is None else kind_of(data, sealed)
 
-    def kind_of(data: bytes, sealed: bool) -> str:
+    def kind_of(data, sealed):
         now = pixels(data)
         if any(np.array_equal(now, pixels(one)) for one in whole.values()):
             return RIGHT
         expect(not sealed, 'silently other pixels')
         return 'other pixels, no checksum'
 
-    def damaged(kind: str, damage: Callable, draw: Random) -> str:
+    def damaged(kind, damage, draw):
         # A PNG has checksums; of the others only an end can be missed.
         sealed = kind == 'PNG' or (damage is cut and kind == 'JPEG')
         return look(root / 'a' / 'x.png', damage(whole[kind], draw), sealed)
 
-    def renamed(draw: Random) -> str:
+    def renamed(draw):
         place = root / draw.choice(['a', 'b', 'a/deep', '.'])
         return look(place / draw.choice(NAMES), whole[draw.choice([*whole])])
 
-    def no_file(draw: Random) -> str:
+    def no_file(draw):
         path = root / draw.choice(['a', 'b']) / 'x.png'
         draw.choice([partial(os.mkfifo, path), partial(
             path.symlink_to, draw.choice([root / 'nothing', path, root])),

@@ -1,10 +1,6 @@
 """The loss's inputs and settings."""
-from __future__ import annotations
-
 import math
 from functools import partial
-from pathlib import Path
-from random import Random
 
 import loss_tester
 import oracle
@@ -12,10 +8,10 @@ import torch
 
 from wsld_plugin.losses import WSLDLoss
 
-from .cases import RIGHT, Case, expect, judged
+from .cases import RIGHT, expect, judged
 
 
-def laid_out(value: torch.Tensor, draw: Random) -> torch.Tensor:
+def laid_out(value, draw):
     """The same values in another order, with gaps, or not from the start."""
     return draw.choice([
         lambda: value,
@@ -26,7 +22,7 @@ def laid_out(value: torch.Tensor, draw: Random) -> torch.Tensor:
     ])() if value.dim() > 1 else value
 
 
-def loss_inputs(draw: Random, kind: str) -> tuple[dict, list, int]:
+def loss_inputs(draw, kind):
     """Settings, student, teacher and labels, and the index to ignore."""
     shape = (draw.randint(0, 4), draw.randint(1, 9),
              *(draw.randint(1, 3) for _ in range(draw.randint(0, 2))))
@@ -66,26 +62,25 @@ def loss_inputs(draw: Random, kind: str) -> tuple[dict, list, int]:
                       for value in (student, teacher, labels)], ignore
 
 
-def right_loss(kind: str, draw: Random) -> str:
+def right_loss(kind, draw):
     settings, (student, teacher, labels), ignore = loss_inputs(draw, kind)
     student = student.requires_grad_()
     value = WSLDLoss(**settings)(student, teacher, labels)
     value.sum().backward()
     tau, weight = settings['tau'], settings['loss_weight']
     w = 1.0 if 'weighting' in settings else None
-    rows, count = [], max(1, len([*filter(None, loss_tester.targets_of(
-        labels, student.shape[1], ignore))]))
-    for s, t, y in zip(*(loss_tester.rows_of(x.clamp(min=-1e300) if
-                                             x.dtype == torch.float64 else x)
-                         for x in (student, teacher)),
-                       loss_tester.targets_of(labels, student.shape[1],
-                                              ignore)):
+
+    def row(s, t, y):
         s, t = ([max(z, -1e300) for z in x] for x in (s, t))
-        rows.append((0.0, [0.0] * len(s)) if y is None else oracle.row(
-            s, t, y, tau, settings['eps'], w))
-    exact = torch.tensor([v for v, _ in rows], dtype=torch.float64) * weight
-    slopes = torch.tensor([g for _, g in rows], dtype=torch.float64) * weight
+        return (0.0, [0.0] * len(s)) if y is None else oracle.row(
+            s, t, y, tau, settings['eps'], w)
+
+    exact, slopes = (weight * x for x in loss_tester.judge(
+        row, student, teacher, labels, ignore))
+    exact, rows = exact.flatten(), exact.numel()
     if settings['reduction'] == 'mean':
+        count = max(1, rows if labels.is_floating_point() else
+                    (labels.long() != ignore).sum().item())
         exact, slopes = exact / count, slopes / count
     got = value.detach().double().flatten()
     if settings['reduction'] != 'none':
@@ -97,11 +92,10 @@ def right_loss(kind: str, draw: Random) -> str:
     # Rounding of logits that large, in the exponent of each probability.
     near = unit * (16 + 8 * top) * tau * weight
     bound = near * (exact.abs().max().item() / tau / weight + tau + top
-                    if len(exact) else 0) * max(1, len(rows))
+                    if len(exact) else 0) * max(1, rows)
     expect(len(got) == len(exact) and ((got - exact).abs() <= bound).all(),
            f'{got.tolist()}, expected {exact.tolist()} by {bound}')
-    grad = student.grad.double().movedim(1, -1).flatten(0, -2)
-    slopes = slopes.view(grad.shape)
+    grad = student.grad.double()
     half = loss_tester.TOLERANCES[student.dtype][1]
     bound = near + half * slopes.abs() + 6e-8
     expect(((grad - slopes).abs() <= bound).all(),
@@ -120,7 +114,7 @@ BAD_SETTINGS = [
 ]
 
 
-def wrong_loss(kind: str, draw: Random) -> str:
+def wrong_loss(kind, draw):
     settings, tensors, _ = loss_inputs(draw, 'indices')
     student, teacher, labels = tensors
     if kind == 'wrong setting':
@@ -154,7 +148,7 @@ def wrong_loss(kind: str, draw: Random) -> str:
                   partial(expect, False))
 
 
-def losses(folder: Path) -> dict[str, Case]:
+def losses(folder):
     del folder
     return {
         **{kind: partial(right_loss, kind) for kind in (

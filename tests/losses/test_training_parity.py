@@ -4,8 +4,6 @@ In float64 and with a small learning rate, because training is chaotic:
 rounding differences of float32 grow tenfold every few steps, until two runs
 of the very same formula have little in common.
 """
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,6 +1,4 @@
 """WSLDLoss as MMRazor's distillers meet it."""
-from __future__ import annotations
-
 import pickle
 
 import numpy as np
@@ -115,7 +113,7 @@ def test_uniform_is_mmrazors_distillation(tau, loss_weight, soft_loss):
         (theirs + (soft_loss == 'kl') * entropy).item(), rel=1e-5)
 
 
-def lose_on_a_gpu(rank: int, weighting: str) -> None:
+def lose_on_a_gpu(rank, weighting):
     student, teacher, labels = make((16, 10), device='cuda')
     labels[3] = 255
     WSLDLoss(weighting=weighting)(student, teacher, labels)
@@ -138,12 +136,10 @@ def test_labels_out_of_range_fail_on_a_gpu(weighting):
     (dict(tau=float('inf')), ValueError, 'tau must be finite, got inf'),
     (dict(tau='2'), TypeError, 'tau must be a number, got str'),
     (dict(loss_weight=None), TypeError, 'loss_weight'),
-    (dict(loss_weight=float('nan')), ValueError, 'loss_weight'),
     (dict(eps=-1e-7), ValueError, 'eps must be at least 0'),
     (dict(reduction='batchmean'), ValueError, "'batchmean'"),
     (dict(ignore_index=1.5), TypeError, 'ignore_index'),
     (dict(num_classes=0), ValueError, 'num_classes must be at least 1'),
-    (dict(num_classes='ten'), TypeError, 'num_classes'),
     (dict(weighting='kd'), ValueError, "'uniform'.*'drop_random'.*got 'kd'"),
     (dict(weighting=0.5), TypeError, 'weighting must be a string or a dict'),
     (dict(weighting=dict(other=1.0)), ValueError,

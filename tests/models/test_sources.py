@@ -1,57 +1,38 @@
 """Names of networks, and the networks and students that they mean."""
-from __future__ import annotations
-
 import logging
 import sys
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import MODELS
 from mmpretrain.structures import DataSample
 from torch import nn
 
 from wsld_plugin.checkpoints import student_checkpoint
-from wsld_plugin.models import (
-    NetworkError,
-    build_network,
-    classifier,
-    find_network,
-)
+from wsld_plugin.models import NetworkError, build_network
 from wsld_plugin.models.building import last_layers
-from wsld_plugin.models.sources import zoo_name
+from wsld_plugin.models.sources import classifier, find_network, zoo_name
 
 IMAGENET = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
-def outputs(network: nn.Module, size: int) -> torch.Tensor:
+def build(model):
+    return MODELS.build(dict(model, _scope_='mmpretrain'))
+
+
+def outputs(network, size, flip=False):
+    pictures = torch.rand(2, 3, size, size, generator=torch.Generator())
     with torch.no_grad():
-        return network.eval()(
-            torch.rand(2, 3, size, size, generator=torch.Generator()))
+        return network.eval()(pictures.flip(1) if flip else pictures)
 
 
 @pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own(tmp_path, monkeypatch):
     """A folder for own code, `own.py`, which is imported anew."""
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(__import__('sys').modules, 'own', raising=False)
+    monkeypatch.delitem(sys.modules, 'own', raising=False)
     return tmp_path
-
-
-@pytest.fixture(scope='session')
-def hf_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    transformers = pytest.importorskip('transformers')
-    folder = tmp_path_factory.mktemp('hf')
-    config = transformers.ResNetConfig(
-        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1],
-        id2label={0: 'cat', 1: 'dog', 2: 'owl'})
-    transformers.ResNetForImageClassification(config).save_pretrained(folder)
-    transformers.ViTImageProcessor(
-        size=dict(height=40, width=40), image_mean=[.5, .4, .3],
-        image_std=[.2, .2, .1]).save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.parametrize('name, model', [
@@ -63,7 +44,7 @@ def hf_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ('convnext-tiny', 'convnext-tiny_32xb128_in1k'),
     ('vit-base', 'vit-base-p16_32xb128-mae_in1k'),
     ('swin-tiny_3rdparty', 'swin-tiny_3rdparty_in1k')])
-def test_a_beginning_means_the_plainest(name: str, model: str) -> None:
+def test_a_beginning_means_the_plainest(name, model):
     assert zoo_name(name) == model
 
 
@@ -78,7 +59,7 @@ def test_a_beginning_means_the_plainest(name: str, model: str) -> None:
     ('no.pth', 'no.pth is missing'),
     ('resnet18@no.pth', 'there is no file no.pth'),
     ('wrn-16-2@pretrained', 'no published weights')])
-def test_a_wrong_name_is_refused_in_one_line(spec: str, said: str) -> None:
+def test_a_wrong_name_is_refused_in_one_line(spec, said):
     with pytest.raises(NetworkError, match=said) as error:
         find_network(spec)
     assert '\n' not in str(error.value)
@@ -88,9 +69,8 @@ def test_a_wrong_name_is_refused_in_one_line(spec: str, said: str) -> None:
     ('timm:resnet10t', r'fetch model.safetensors of timm/\S+ .*t@FILE'),
     ('torchvision:squeezenet1_1', r'put it at .*squeezenet1_1-\w+.pth'),
     ('resnet18', r'put it at .*resnet18_8xb32_in1k_\w+-\w+.pth')])
-def test_missing_weights_say_which_file_goes_where(
-        spec: str, said: str, tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_weights_say_which_file_goes_where(spec, said, tmp_path,
+                                                   monkeypatch):
     monkeypatch.setenv('MMENGINE_HOME', str(tmp_path))
     # Nothing listens there; urllib keeps the proxies of its first call.
     monkeypatch.setattr('urllib.request._opener', None)
@@ -109,8 +89,7 @@ def test_missing_weights_say_which_file_goes_where(
     ('torchvision:mobilenet_v3_small@none', 40),
     ('torchvision:googlenet@none', 64), ('resnet18@none', 40),
     ('wrn-16-2', 32), ('conformer-tiny@none', 64)])
-def test_networks_of_all_libraries(spec: str, size: int,
-                                   tmp_path: Path) -> None:
+def test_networks_of_all_libraries(spec, size, tmp_path):
     source = find_network(spec)
     assert source.weights is source.classes is None
     network = build_network(source.network, 3)
@@ -135,7 +114,7 @@ def test_networks_of_all_libraries(spec: str, size: int,
             assert torch.equal(value, network.state_dict()[key]), key
 
 
-def test_another_networks_file_is_refused(tmp_path: Path) -> None:
+def test_another_networks_file_is_refused(tmp_path):
     path = tmp_path / 'other.pth'
     torch.save(build_network('timm:resnet10t', 3).network.state_dict(), path)
     with pytest.raises(NetworkError, match='does not fit'):
@@ -146,12 +125,20 @@ def test_another_networks_file_is_refused(tmp_path: Path) -> None:
             'timm:resnet18', 3, str(path.with_suffix('.safetensors')))
 
 
-def test_hugging_face_folder(hf_folder: Path) -> None:
+def test_hugging_face_folder(tmp_path):
+    transformers = pytest.importorskip('transformers')
     from safetensors.torch import load_file
-    source = find_network(f'hf:{hf_folder}')
+    config = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1],
+        id2label={0: 'cat', 1: 'dog', 2: 'owl'})
+    transformers.ResNetForImageClassification(config).save_pretrained(tmp_path)
+    transformers.ViTImageProcessor(
+        size=dict(height=40, width=40), image_mean=[.5, .4, .3],
+        image_std=[.2, .2, .1]).save_pretrained(tmp_path)
+    source = find_network(f'hf:{tmp_path}')
     assert source[1:6] == ('pretrained', ('cat', 'dog', 'owl'), 40,
                            (127.5, 102, 76.5), (51, 51, 25.5))
-    file = hf_folder / 'model.safetensors'
+    file = tmp_path / 'model.safetensors'
     for weights in ('pretrained', str(file)):
         for count in (3, 7):
             network = build_network(source.network, count, weights)
@@ -162,7 +149,7 @@ def test_hugging_face_folder(hf_folder: Path) -> None:
                 assert mine.shape != value.shape or torch.equal(mine, value)
 
 
-def test_own_code_says_its_preprocessing(own: Path) -> None:
+def test_own_code_says_its_preprocessing(own):
     (own / 'own.py').write_text(
         'from torch import nn\n'
         'def plain():\n'
@@ -184,14 +171,11 @@ def test_own_code_says_its_preprocessing(own: Path) -> None:
         assert network.is_init == known
 
 
-def test_bgr_networks_get_bgr() -> None:
+def test_bgr_networks_get_bgr():
     source = find_network('regnetx-400mf@none')
     assert source.mean == IMAGENET[0]
     bgr = build_network(source.network, 3)
-    assert torch.equal(
-        outputs(bgr, 40),
-        bgr.network(torch.rand(2, 3, 40, 40, generator=torch.Generator()
-                               ).flip(1)))
+    assert torch.equal(outputs(bgr, 40), outputs(bgr.network, 40, flip=True))
     # CIFAR's pictures are RGB though nobody turned them.
     cifar = find_network('resnet18_8xb16_cifar10@none')
     assert cifar.network['data_preprocessor']['to_rgb']
@@ -206,9 +190,7 @@ def test_bgr_networks_get_bgr() -> None:
     (dict(mean=[1, 2, 3], std=[4, 5, 6], to_rgb=True), True, (1, 2, 3)),
     ({}, False, (0, 0, 0)),
     (dict(type='Normalize', mean=[1, 2, 3], std=[4, 5, 6]), True, (1, 2, 3))])
-def test_a_config_says_what_pixels_it_takes(
-        said: dict[str, Any], rgb: bool, mean: tuple[float, ...], own: Path,
-        tmp_path: Path) -> None:
+def test_a_config_says_what_pixels_it_takes(said, rgb, mean, own):
     (own / 'own.py').touch()
     model = dict(classifier('wrn-16-2', 2, *IMAGENET), data_preprocessor=said)
     steps = [dict(type='CenterCrop', crop_size=40)]
@@ -216,32 +198,30 @@ def test_a_config_says_what_pixels_it_takes(
         steps.append(model.pop('data_preprocessor'))
     Config(dict(
         model=model, custom_imports=dict(imports='own'), test_dataloader=dict(
-            dataset=dict(pipeline=steps)))).dump(tmp_path / 'net.py')
-    source = find_network(f'{tmp_path}/net.py@{tmp_path}/net.py')
+            dataset=dict(pipeline=steps)))).dump(own / 'net.py')
+    source = find_network(f'{own}/net.py@{own}/net.py')
     assert source.network['data_preprocessor']['to_rgb'] == rgb
     assert source.mean == mean and source.size == 40
     assert source.imports == ('own', )
 
 
-def test_what_is_not_installed_is_said(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_installed_is_said(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'timm', None)
     with pytest.raises(NetworkError, match="the extra 'distil' has timm"):
         find_network('timm:resnet10t')
     model = classifier('wrn-16-2', 2, *IMAGENET)
-    network = MODELS.build(dict(model, _scope_='mmpretrain'))
     config = Config(dict(model=model, custom_imports=dict(imports='gone')))
-    torch.save(dict(state_dict=network.state_dict(),
+    torch.save(dict(state_dict=build(model).state_dict(),
                     meta=dict(cfg=config.pretty_text)), tmp_path / 'run.pth')
     with pytest.raises(NetworkError, match=r'of its own: .*gone') as told:
         find_network(str(tmp_path / 'run.pth'))
     assert '\n' not in str(told.value)
 
 
-def test_heads_that_distil_are_tuned() -> None:
+def test_heads_that_distil_are_tuned():
     source = find_network('levit-128s@none')
     network = build_network(source.network, 3).train()
-    seen: list[torch.Tensor] = []
+    seen = []
     for layer in last_layers(network, 3).values():
         layer.register_forward_hook(lambda *args: seen.append(args[2]))
     logits = network(torch.rand(2, 3, 224, 224))
@@ -254,13 +234,10 @@ def test_heads_that_distil_are_tuned() -> None:
     'efficientnet-b0', 'regnetx-400mf', 'deit-tiny', 'swin-tiny',
     'mobileone-s0', 'edgenext-xxsmall', 'levit-128s', 'efficientformer-l1',
     'wrn-16-2', 'mobilevit-xxsmall', 'repvgg-a0', 'vig-tiny'])
-def test_students_losses_get_logits_and_labels(
-        name: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_students_losses_get_logits_and_labels(name, caplog):
     caplog.set_level(logging.ERROR)
-    config = classifier(name, 3, *IMAGENET)
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        model = MODELS.build(config)
-    seen: dict[str, Any] = {}
+    model = build(classifier(name, 3, *IMAGENET))
+    seen = {}
     model.head.loss_module.register_forward_hook(
         lambda _, inputs, output: seen.update(scores=inputs[0],
                                               labels=inputs[1]))
@@ -278,15 +255,14 @@ def test_students_losses_get_logits_and_labels(
 
 
 @pytest.mark.parametrize('name', ['conformer-tiny', 'timm:resnet10t'])
-def test_what_cannot_learn_is_refused(name: str) -> None:
+def test_what_cannot_learn_is_refused(name):
     with pytest.raises(NetworkError, match=r'puts out|mmpretrain'):
         classifier(name, 3, *IMAGENET)
 
 
-def test_a_run_names_its_network(tmp_path: Path) -> None:
+def test_a_run_names_its_network(tmp_path):
     config = classifier('wrn-16-2', 2, (1, 2, 3), (4, 5, 6))
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        model = MODELS.build(config)
+    model = build(config)
     test = dict(dataset=dict(type='CustomDataset', pipeline=[
         dict(type='CenterCrop', crop_size=32)]))
     file = tmp_path / 'x_20260101-01234567.pth'

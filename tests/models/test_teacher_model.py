@@ -1,18 +1,17 @@
 """A teacher of other libraries' networks, in a distillation and alone."""
-from __future__ import annotations
-
 import logging
+import sys
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from mmpretrain.models import ClsDataPreprocessor
 from mmpretrain.structures import DataSample
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 import wsld_plugin
@@ -21,51 +20,43 @@ from wsld_plugin.models import Teacher
 ROOT = Path(__file__).parents[2]
 STUDENT = dict(mean=[77.5, 80, 90], std=[82.3, 70, 60])
 OTHER = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
+MEAN, STD, OWN_MEAN, OWN_STD = (
+    torch.tensor(one[key]).view(-1, 1, 1)
+    for one in (STUDENT, OTHER) for key in ('mean', 'std'))
 
 
 class Look(nn.Module):
     """Keeps the pictures that it gets."""
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes):
         super().__init__()
         self.norm = nn.BatchNorm2d(3)
         self.fc = nn.Linear(3, num_classes)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         self.seen = x
         return self.fc(self.norm(x).mean((2, 3)))
 
 
-@pytest.fixture(autouse=True)
-def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    monkeypatch.setitem(__import__('sys').modules, 'own_networks',
-                        __import__('sys').modules[__name__])
+def look(**fields):
+    return dict(network=f'python:{__name__}.Look', num_classes=5, **fields)
 
 
-def look(**fields: Any) -> dict[str, Any]:
-    return dict(network='python:own_networks.Look', num_classes=5, **fields)
-
-
-def seen(teacher: Teacher) -> Tensor:
+def seen(teacher):
     return teacher.backbone.networks[0].network.seen
 
 
 @pytest.mark.parametrize('rgb', [True, False])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, None])
-def test_a_member_gets_its_own_preprocessors_pixels(
-        rgb: bool, dtype: torch.dtype | None) -> None:
+def test_a_member_gets_its_own_preprocessors_pixels(rgb, dtype):
     files = [torch.randint(256, (3, 12, 12)).byte() for _ in range(4)]
-    order = 1 if rgb else -1
     # Files are BGR. This student may leave them so.
+    inputs = dict({key: value if rgb else value[::-1]
+                   for key, value in STUDENT.items()}, to_rgb=rgb)
     student, own = (
-        ClsDataPreprocessor(**pixels, to_rgb=turned)(
-            dict(inputs=files))['inputs']
-        for pixels, turned in (
-            ({key: value[::order] for key, value in STUDENT.items()}, rgb),
-            (OTHER, True)))
-    teacher = Teacher([look(**OTHER)], inputs=dict(
-        {key: value[::order] for key, value in STUDENT.items()}, to_rgb=rgb))
+        ClsDataPreprocessor(**pixels)(dict(inputs=files))['inputs']
+        for pixels in (inputs, dict(OTHER, to_rgb=True)))
+    teacher = Teacher([look(**OTHER)], inputs=inputs)
     if dtype is None:
         # mmengine's mixed precision leaves pictures in float32.
         with torch.autocast('cpu', dtype=torch.bfloat16):
@@ -78,16 +69,13 @@ def test_a_member_gets_its_own_preprocessors_pixels(
         assert (seen(teacher) - own).abs().max() < 2e-6
         return
     # Made in float32 of what came in half precision, and rounded once.
-    mean, std, own_mean, own_std = (
-        torch.tensor(one[key]).view(-1, 1, 1)
-        for one in (STUDENT, OTHER) for key in ('mean', 'std'))
     rgb_pictures = student if rgb else student.flip(1)
-    pixels = rgb_pictures.to(dtype).float() * std + mean
-    own = ((pixels - own_mean) / own_std).to(dtype)
+    pixels = rgb_pictures.to(dtype).float() * STD + MEAN
+    own = ((pixels - OWN_MEAN) / OWN_STD).to(dtype)
     assert (seen(teacher) == own).float().mean() > 0.99
 
 
-def test_what_is_the_students_is_not_computed() -> None:
+def test_what_is_the_students_is_not_computed():
     inputs = torch.randn(2, 3, 12, 12)
     for member in (look(), look(size=12, **STUDENT)):
         teacher = Teacher([member], inputs=STUDENT)
@@ -95,19 +83,16 @@ def test_what_is_the_students_is_not_computed() -> None:
         assert seen(teacher) is inputs
 
 
-def test_a_member_gets_its_own_size() -> None:
+def test_a_member_gets_its_own_size():
     pixels = torch.randint(256, (2, 3, 12, 12)).float()
-    mean, std, own_mean, own_std = (
-        torch.tensor(one[key]).view(-1, 1, 1)
-        for one in (STUDENT, OTHER) for key in ('mean', 'std'))
     teacher = Teacher([look(size=8, **OTHER)], inputs=STUDENT)
-    teacher((pixels - mean) / std)
+    teacher((pixels - MEAN) / STD)
     own = F.interpolate(pixels, (8, 8), mode='bilinear', antialias=True)
-    assert (seen(teacher) - (own - own_mean) / own_std).abs().max() < 5e-6
+    assert (seen(teacher) - (own - OWN_MEAN) / OWN_STD).abs().max() < 5e-6
 
 
 @pytest.mark.parametrize('combine', ['probabilities', 'logits'])
-def test_members_are_averaged(combine: str) -> None:
+def test_members_are_averaged(combine):
     teacher = Teacher([look(), look()], combine=combine, weights=[3, 1])
     inputs = torch.randn(4, 3, 6, 6)
     one, two = (network(inputs).double()
@@ -135,12 +120,12 @@ def test_members_are_averaged(combine: str) -> None:
     (dict(members=[]), 'as many'),
     (dict(members=[look(**OTHER)], inputs=None), 'inputs those'),
     (dict(members=[look(mean=[1, 2, 3])]), 'needs both')])
-def test_wrong_arguments(fields: dict[str, Any], said: str) -> None:
+def test_wrong_arguments(fields, said):
     with pytest.raises(ValueError, match=said):
         Teacher(**dict(dict(members=[look()], inputs=STUDENT), **fields))
 
 
-def test_heads_alone_train() -> None:
+def test_heads_alone_train():
     teacher = Teacher([look(), look()], trainable='head').train()
     before = {key: one.clone() for key, one in teacher.state_dict().items()}
     teacher(torch.randn(4, 3, 6, 6)).sum().backward()
@@ -152,7 +137,7 @@ def test_heads_alone_train() -> None:
         assert torch.equal(value, before[key]), key
 
 
-def distillation(tmp_path: Path, **fields: Any) -> Config:
+def distillation(tmp_path, **fields):
     cfg = Config.fromfile(ROOT / 'tests' / 'tools' / 'tiny_distillation.py')
     cfg.merge_from_dict({
         'work_dir': str(tmp_path), 'experiment_name': tmp_path.name,
@@ -169,7 +154,7 @@ def distillation(tmp_path: Path, **fields: Any) -> Config:
 
 
 @pytest.mark.parametrize('dtype', [None, 'bfloat16'])
-def test_it_teaches_with_all_hooks(dtype: str | None, tmp_path: Path) -> None:
+def test_it_teaches_with_all_hooks(dtype, tmp_path):
     cfg = distillation(tmp_path)
     teacher = MODELS.build(cfg.model.teacher)
     cfg.model.teacher_ckpt = str(tmp_path / 'teacher.pth')
@@ -198,7 +183,7 @@ def test_it_teaches_with_all_hooks(dtype: str | None, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize('file', [True, False])
-def test_only_what_is_random_is_called_so(file: bool, tmp_path: Path) -> None:
+def test_only_what_is_random_is_called_so(file, tmp_path):
     cfg = distillation(tmp_path)
     member, = cfg.model.teacher.members
     network = Teacher([dict(member)], STUDENT).backbone.networks[0].network
@@ -215,9 +200,7 @@ def test_only_what_is_random_is_called_so(file: bool, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     'name', [path.stem for path in (ROOT / 'configs' / 'teachers').iterdir()
              if path.suffix == '.py'])
-def test_shipped_configs_take_a_step(
-        name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-        caplog: pytest.LogCaptureFixture) -> None:
+def test_shipped_configs_take_a_step(name, tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.ERROR)
     cfg = Config.fromfile(ROOT / 'configs' / 'teachers' / f'{name}.py').model
     assert cfg.teacher_ckpt is None
@@ -225,12 +208,11 @@ def test_shipped_configs_take_a_step(
         transformers = pytest.importorskip('transformers')
         transformers.ViTConfig(num_hidden_layers=1).save_pretrained(tmp_path)
         cfg.teacher.members[0].network = f'hf:{tmp_path}'
-    monkeypatch.setitem(__import__('sys').modules, 'my_networks',
-                        __import__('types').SimpleNamespace(network=Look))
+    monkeypatch.setitem(sys.modules, 'my_networks',
+                        SimpleNamespace(network=Look))
     for member in cfg.teacher.members:
         assert member.pop('weights')
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        model = MODELS.build(cfg)
+    model = MODELS.build(dict(cfg, _scope_='mmpretrain'))
     data = model.data_preprocessor(dict(
         inputs=[torch.randint(256, (3, 64, 64)).byte() for _ in range(2)],
         data_samples=[DataSample().set_gt_label(i) for i in range(2)]), True)
