@@ -78,3 +78,20 @@ def call_tool() -> Iterator[Callable[..., None]]:
             tool.main()
 
         yield call
+
+
+@pytest.fixture
+def refusal(call_tool: Callable[..., None],
+            capsys: pytest.CaptureFixture) -> Callable[..., str]:
+    """Call a tool that refuses, and return the one line that it says."""
+
+    def call(name: str, *args: object) -> str:
+        with pytest.raises(SystemExit) as leaving:
+            call_tool(name, *args)
+        assert leaving.value.code == 2
+        # Other packages may warn on being imported.
+        line, = [line for line in capsys.readouterr().err.splitlines()
+                 if line.startswith(f'{name}: ')]
+        return line
+
+    return call
