@@ -12,19 +12,21 @@ import os
 import socket
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
+import sklearn.datasets
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.registry import DATASETS, HOOKS, MODELS
+from mmengine.registry import HOOKS, MODELS
 from mmengine.runner import Runner
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 import wsld_plugin
 
+TINY = Path(__file__).parent / 'tools' / 'tiny_distillation.py'
 Steps = list[dict[str, Tensor]]
 
 # How the model is wrapped, and what else of the config differs.
@@ -40,29 +42,12 @@ CASES: dict[str, dict[str, Any]] = {
     'static graph, unused': dict(
         wrapper=dict(static_graph=True, gradient_as_bucket_view=True),
         unused=True),
-    'accumulation': dict(accumulate=2),
+    'accumulation': dict(optim=dict(accumulative_counts=2)),
     'EMA': dict(hooks=[dict(type='EMAHook', momentum=0.1),
                        dict(type='SyncBuffersHook')]),
     'frozen stage': dict(frozen=1),
-    'fused SGD': dict(optimizer=dict(fused=True)),
+    'fused SGD': dict(optim={'optimizer.fused': True}),
 }
-
-
-@DATASETS.register_module()
-class Noise(Dataset):
-    """Thirty-two pictures of 16x16 with labels 0 to 4."""
-
-    metainfo: ClassVar = dict(classes=tuple('01234'))
-
-    def __len__(self) -> int:
-        return 32
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        from mmpretrain.structures import DataSample
-        noise = torch.Generator().manual_seed(index)
-        return dict(
-            inputs=torch.randint(256, (3, 16, 16), generator=noise).byte(),
-            data_samples=DataSample().set_gt_label(index % 5))
 
 
 @MODELS.register_module()
@@ -94,82 +79,39 @@ class TinyBackbone(nn.Module):
         return (x, )
 
 
-def network(width: int, **fields: Any) -> dict[str, Any]:
-    return dict(
-        _scope_='mmpretrain',
-        type='ImageClassifier',
-        backbone=dict(
-            type='TinyBackbone', _scope_='mmengine', width=width, **fields),
-        neck=dict(type='GlobalAveragePooling'),
-        head=dict(
-            type='LinearClsHead', num_classes=5, in_channels=2 * width,
-            topk=(1, )))
-
-
 def make_config(folder: str, name: str, ours: list[dict[str, Any]], *,
-                wrapper: dict[str, Any] | None = None, unused: bool = False,
-                frozen: int = 0, accumulate: int = 1,
-                optimizer: dict[str, Any] | None = None,
-                hooks: list[dict[str, Any]] | None = None) -> Config:
-    """Two epochs of four steps, each process with 4 pictures a step."""
-    recorders = dict(fc=dict(type='ModuleOutputs', source='head.fc'))
-    labels = dict(
-        labels=dict(type='ModuleInputs', source='head.loss_module'))
-    loader = dict(
-        batch_size=4,
-        num_workers=0,
-        dataset=dict(type='Noise'),
-        sampler=dict(type='DefaultSampler', shuffle=True))
+                wrapper: dict[str, Any] | None = None,
+                optim: dict[str, Any] | None = None,
+                hooks: list[dict[str, Any]] | None = None,
+                **backbone: Any) -> Config:
+    """Two epochs of four steps, each process with 4 scans a step."""
+    cfg = Config.fromfile(TINY)
+    pipeline = [dict(type='Resize', scale=16), dict(type='PackInputs')]
+    cfg.merge_from_dict({
+        'work_dir': f'{folder}/{name}', 'experiment_name': name,
+        'launcher': 'pytorch', 'log_level': 'ERROR',
+        'model.teacher_ckpt': f'{folder}/teacher.pth',
+        'model_wrapper_cfg': wrapper and dict(
+            wrapper, broadcast_buffers=False),
+        'train_cfg.max_epochs': 2,
+        **{f'optim_wrapper.{key}': one for key, one in (optim or {}).items()}})
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        loader.update(batch_size=4, num_workers=0)
+        loader.dataset.update(indices=32, pipeline=pipeline)
+    student, teacher = cfg.model.architecture, cfg.model.teacher
+    student.train_cfg, cfg.param_scheduler = None, []
+    for one, width in ((student, 4), (teacher, 8)):
+        one.head.in_channels = 2 * width
+        one.backbone = dict(
+            type='TinyBackbone', _scope_='mmengine', width=width)
+    student.backbone.update(backbone)
     # One that takes the place of a default one.
     checkpoint, = [hook for hook in ours
                    if hook['type'] == 'DistillCheckpointHook'] or [None]
-    return Config(
-        dict(
-            default_scope='mmrazor',
-            work_dir=f'{folder}/{name}',
-            experiment_name=name,
-            launcher='pytorch',
-            log_level='ERROR',
-            randomness=dict(seed=0),
-            visualizer=dict(type='mmengine.Visualizer', vis_backends=[]),
-            model=dict(
-                type='mmrazor.SingleTeacherDistill',
-                data_preprocessor=dict(
-                    type='mmpretrain.ClsDataPreprocessor',
-                    mean=[127.5] * 3,
-                    std=[127.5] * 3),
-                architecture=network(4, unused=unused, frozen=frozen),
-                teacher=network(8),
-                teacher_ckpt=f'{folder}/teacher.pth',
-                distiller=dict(
-                    type='mmrazor.ConfigurableDistiller',
-                    student_recorders=dict(**recorders, **labels),
-                    teacher_recorders=recorders,
-                    distill_losses=dict(
-                        loss_wsld=dict(type='WSLDLoss', tau=2)),
-                    loss_forward_mappings=dict(
-                        loss_wsld=dict(
-                            student=dict(from_student=True, recorder='fc'),
-                            teacher=dict(from_student=False, recorder='fc'),
-                            gt_labels=dict(
-                                from_student=True, recorder='labels',
-                                data_idx=1))))),
-            train_dataloader=loader,
-            train_cfg=dict(by_epoch=True, max_epochs=2),
-            optim_wrapper=dict(
-                accumulative_counts=accumulate,
-                optimizer=dict(
-                    type='SGD', lr=0.02, momentum=0.9, weight_decay=1e-4,
-                    **(optimizer or {}))),
-            val_dataloader=dict(
-                loader, sampler=dict(type='DefaultSampler', shuffle=False)),
-            val_cfg=dict(type='mmrazor.SingleTeacherDistillValLoop'),
-            val_evaluator=dict(type='mmpretrain.Accuracy'),
-            default_hooks=dict(checkpoint=checkpoint),
-            custom_hooks=[*(hooks or []),
-                          *(hook for hook in ours if hook is not checkpoint)],
-            model_wrapper_cfg=dict(broadcast_buffers=False, **wrapper)
-            if wrapper else None))
+    cfg.default_hooks = dict(checkpoint=checkpoint)
+    cfg.custom_hooks = [*(hooks or []),
+                        *(hook for hook in ours if hook is not checkpoint)]
+    return cfg
 
 
 @HOOKS.register_module()
@@ -238,22 +180,18 @@ def two_processes(folder: Path,
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         port = str(probe.getsockname()[1])
+    environment = dict(
+        os.environ, OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='-1',
+        PYTHONPATH=os.pathsep.join([str(Path(__file__).parents[1]),
+                                    *sys.path]),
+        MASTER_ADDR='127.0.0.1', MASTER_PORT=port, WORLD_SIZE='2')
     processes = [
         subprocess.Popen([sys.executable, __file__, str(folder),
                           json.dumps(asked)],
-                         stdout=subprocess.PIPE,
-                         stderr=subprocess.STDOUT,
+                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                          text=True,
-                         env={
-                             **os.environ, 'OMP_NUM_THREADS': '1',
-                             'CUDA_VISIBLE_DEVICES': '-1',
-                             'PYTHONPATH': os.pathsep.join(
-                                 [str(Path(__file__).parents[1]), *sys.path]),
-                             'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port,
-                             'WORLD_SIZE': '2', 'RANK': rank,
-                             'LOCAL_RANK': rank
-                         }) for rank in '01'
-    ]
+                         env=dict(environment, RANK=rank, LOCAL_RANK=rank))
+        for rank in '01']
     try:
         said = [process.communicate(timeout=600)[0] for process in processes]
     finally:
@@ -269,11 +207,13 @@ def main() -> None:
     folder = sys.argv[1]
     torch.set_num_threads(1)
     wsld_plugin.compat.quiet()
-    # Laying out the text takes longer than the training.
+    # Laying out the text and reading the scans take longer than training.
     Config.pretty_text = ''  # type: ignore[assignment]
+    sklearn.datasets.load_digits = cache(sklearn.datasets.load_digits)
     rank = os.environ['RANK']
     torch.manual_seed(0)
-    teacher = MODELS.build(network(8))
+    teacher = MODELS.build(dict(make_config(folder, '', []).model.teacher,
+                                _scope_='mmpretrain'))
     for module in teacher.modules():
         if isinstance(module, nn.BatchNorm2d):
             for tensor in (module.running_var, module.weight.data):

@@ -31,38 +31,22 @@ class Watch(Hook):
         self.teacher |= {(isinstance(module, _BatchNorm), module.training)
                          for module in teacher.modules()}
         self.student |= {
-            module.training for module in runner.model.student.modules()
-        }
+            module.training for module in runner.model.student.modules()}
 
 
 @pytest.mark.parametrize('by_epoch', [True, False])
-@pytest.mark.parametrize('norm_eval', [True, False])
+@pytest.mark.parametrize('norm_eval, trainable', [
+    (True, False), (False, False), (False, True)])
 def test_only_normalisation_may_train(
-        by_epoch: bool, norm_eval: bool, tiny_config: Config,
+        by_epoch: bool, norm_eval: bool, trainable: bool, tiny_config: Config,
         trained: Callable[..., Runner]) -> None:
-    tiny_config.model.teacher_norm_eval = norm_eval
+    tiny_config.model.update(
+        teacher_norm_eval=norm_eval, teacher_trainable=trainable)
     if not by_epoch:
         tiny_config.train_cfg = dict(
             by_epoch=False, max_iters=3, val_interval=2)
     watch = Watch()
     trained(tiny_config, watch)
-    assert watch.repeatable == [True] * 3
-    assert watch.teacher == {(True, not norm_eval), (False, False)}
+    assert watch.repeatable == 3 * [not trainable]
+    assert watch.teacher == {(True, not norm_eval), (False, trainable)}
     assert watch.student == {True}
-
-
-def test_without_the_hook_the_teacher_is_random(
-        tiny_config: Config, trained: Callable[..., Runner]) -> None:
-    del tiny_config.default_hooks['frozen_teacher']
-    watch = Watch()
-    trained(tiny_config, watch)
-    assert not any(watch.repeatable)
-
-
-def test_a_training_teacher_is_left_alone(
-        tiny_config: Config, trained: Callable[..., Runner]) -> None:
-    tiny_config.model.teacher_trainable = True
-    tiny_config.model.teacher_norm_eval = False
-    watch = Watch()
-    trained(tiny_config, watch)
-    assert watch.teacher == {(True, True), (False, True)}
