@@ -2,9 +2,11 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -80,17 +82,17 @@ def call_tool() -> Iterator[Callable[..., None]]:
         yield call
 
 
-@pytest.fixture
-def refusal(call_tool: Callable[..., None],
-            capsys: pytest.CaptureFixture) -> Callable[..., str]:
+@pytest.fixture(scope='session')
+def refusal(call_tool: Callable[..., None]) -> Callable[..., str]:
     """Call a tool that refuses, and return the one line that it says."""
 
     def call(name: str, *args: object) -> str:
-        with pytest.raises(SystemExit) as leaving:
+        with redirect_stderr(io.StringIO()) as said, pytest.raises(
+                SystemExit) as leaving:
             call_tool(name, *args)
         assert leaving.value.code == 2
         # Other packages may warn on being imported.
-        line, = [line for line in capsys.readouterr().err.splitlines()
+        line, = [line for line in said.getvalue().splitlines()
                  if line.startswith(f'{name}: ')]
         return line
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from functools import cache
@@ -23,6 +22,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, MODELS
 from mmengine.runner import Runner
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 import wsld_plugin
 
@@ -34,20 +34,18 @@ CASES: dict[str, dict[str, Any]] = {
     'plain': {},
     'unused': dict(wrapper=dict(find_unused_parameters=True), unused=True),
     'bucket view': dict(wrapper=dict(gradient_as_bucket_view=True)),
-    'unused, bucket view': dict(
-        wrapper=dict(
-            find_unused_parameters=True, gradient_as_bucket_view=True),
-        unused=True),
+    'unused, bucket view': dict(unused=True, wrapper=dict(
+        find_unused_parameters=True, gradient_as_bucket_view=True)),
     'static graph': dict(wrapper=dict(static_graph=True)),
-    'static graph, unused': dict(
-        wrapper=dict(static_graph=True, gradient_as_bucket_view=True),
-        unused=True),
+    'static graph, unused': dict(unused=True, wrapper=dict(
+        static_graph=True, gradient_as_bucket_view=True)),
     'accumulation': dict(optim=dict(accumulative_counts=2)),
     'EMA': dict(hooks=[dict(type='EMAHook', momentum=0.1),
                        dict(type='SyncBuffersHook')]),
     'frozen stage': dict(frozen=1),
     'fused SGD': dict(optim={'optimizer.fused': True}),
 }
+FUSED = 'fused' in torch.optim.SGD([torch.zeros(1)], lr=1).param_groups[0]
 
 
 @MODELS.register_module()
@@ -77,6 +75,16 @@ class TinyBackbone(nn.Module):
         for stage in self.stages:
             x = stage(x)
         return (x, )
+
+
+def shake(network: nn.Module) -> None:
+    """Statistics and scales that nothing can overlook."""
+    noise = torch.Generator().manual_seed(1)
+    for module in network.modules():
+        if isinstance(module, _BatchNorm):
+            for one in (module.running_var, module.weight.data,
+                        module.running_mean, module.bias.data):
+                one.copy_(torch.rand(len(one), generator=noise) + 0.5)
 
 
 def make_config(folder: str, name: str, ours: list[dict[str, Any]], *,
@@ -133,11 +141,9 @@ def train(cfg: Config) -> Steps:
     step = wrapper.step
 
     def recorded(**kwargs: Any) -> None:
-        steps.append({
-            name: parameter.grad.clone()
-            for name, parameter in module.named_parameters()
-            if parameter.grad is not None
-        })
+        steps.append({name: parameter.grad.clone()
+                      for name, parameter in module.named_parameters()
+                      if parameter.grad is not None})
         step(**kwargs)
 
     wrapper.step = recorded
@@ -148,8 +154,7 @@ def train(cfg: Config) -> Steps:
         f'{number}.{name}'[2 if number == 0 else 0:]: value.clone()
         for number, one in enumerate([module, *averages])
         for name, value in one.state_dict().items()
-        if value.is_floating_point()
-    })
+        if value.is_floating_point()})
     return steps
 
 
@@ -177,29 +182,22 @@ def two_processes(folder: Path,
     Returns:
         For each rank the trainings by names of list and case.
     """
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        port = str(probe.getsockname()[1])
-    environment = dict(
-        os.environ, OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='-1',
-        PYTHONPATH=os.pathsep.join([str(Path(__file__).parents[1]),
-                                    *sys.path]),
-        MASTER_ADDR='127.0.0.1', MASTER_PORT=port, WORLD_SIZE='2')
-    processes = [
-        subprocess.Popen([sys.executable, __file__, str(folder),
-                          json.dumps(asked)],
-                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                         text=True,
-                         env=dict(environment, RANK=rank, LOCAL_RANK=rank))
-        for rank in '01']
-    try:
-        said = [process.communicate(timeout=600)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    if any(process.returncode for process in processes):
-        raise RuntimeError(said[0][-3000:] + said[1][-3000:])
+    launch(__file__, folder, json.dumps(asked))
     return [torch.load(folder / f'rank{rank}.pth') for rank in '01']
+
+
+def launch(*command: object) -> str:
+    """What a script says that two processes run."""
+    done = subprocess.run(
+        [sys.executable, '-m', 'torch.distributed.run', '--standalone',
+         '--nproc_per_node=2', *map(str, command)],
+        capture_output=True, text=True, timeout=600, env=dict(
+            os.environ, OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='-1',
+            PYTHONPATH=os.pathsep.join([str(Path(__file__).parents[1]),
+                                        *sys.path])))
+    if done.returncode:
+        raise RuntimeError(done.stderr[-3000:])
+    return done.stdout
 
 
 def main() -> None:
@@ -214,11 +212,7 @@ def main() -> None:
     torch.manual_seed(0)
     teacher = MODELS.build(dict(make_config(folder, '', []).model.teacher,
                                 _scope_='mmpretrain'))
-    for module in teacher.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for tensor in (module.running_var, module.weight.data):
-                tensor.uniform_(0.5, 1.5)
-            module.running_mean.normal_()
+    shake(teacher)
     if rank == '0':
         torch.save(teacher.state_dict(), f'{folder}/teacher.pth')
     trained = {}

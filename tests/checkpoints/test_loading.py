@@ -1,4 +1,4 @@
-"""What is no checkpoint or not as it was written is refused, in one line."""
+"""Files of others are read, broken ones refused in one line."""
 from __future__ import annotations
 
 import io
@@ -8,8 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 
-from wsld_plugin.checkpoints import CheckpointError, read_checkpoint
+from wsld_plugin.checkpoints import (
+    CheckpointError,
+    load_strictly,
+    mmpretrain_names,
+    read_checkpoint,
+)
 
 
 def saved(content: object, zipped: bool = True) -> bytes:
@@ -83,3 +89,19 @@ def test_what_is_whole_is_read(tmp_path: Path) -> None:
         (tmp_path / 'x.pth').write_bytes(data)
         found = read_checkpoint(str(tmp_path / 'x.pth'))['state_dict']
         assert torch.equal(found['w'], WEIGHT)
+
+
+def test_network_with_torchvisions_names_keeps_them(tmp_path: Path) -> None:
+    network = torchvision.models.resnet18()
+    torch.save(network.state_dict(), tmp_path / 'x.pth')
+    other = torchvision.models.resnet18()
+    load_strictly(other, str(tmp_path / 'x.pth'), 'x')
+    assert torch.equal(other.fc.weight, network.fc.weight)
+
+
+def test_unknown_names_are_left_alone() -> None:
+    for names in (['features.0.weight', 'classifier.6.weight'],
+                  ['conv1.weight', 'layer1.0.conv1.weight'],
+                  ['backbone.conv1.weight', 'head.fc.weight']):
+        weights = {name: torch.rand(1) for name in names}
+        assert list(mmpretrain_names(weights)) == names

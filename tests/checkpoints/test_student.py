@@ -1,4 +1,4 @@
-"""Taking a student out of checkpoints: weights, config, file."""
+"""What is in a checkpoint: the student, and whose teacher."""
 from __future__ import annotations
 
 import hashlib
@@ -9,10 +9,12 @@ from typing import Any, Optional
 import pytest
 import torch
 from mmengine.config import Config
+from torch import Tensor, nn
 
 from wsld_plugin.checkpoints import (
     CheckpointMismatchError,
     export_student,
+    keep_teacher,
     read_checkpoint,
     student_model,
     student_weights,
@@ -37,7 +39,7 @@ scale = [(1, 2.5), None]
 '''
 
 
-def distiller() -> dict[str, torch.Tensor]:
+def distiller() -> dict[str, Tensor]:
     return {
         **{f'architecture.{key}': value for key, value in STUDENT.items()},
         'teacher.backbone.conv1.weight': torch.rand(5),
@@ -50,7 +52,7 @@ def save(path: Path, **fields: Any) -> str:
     return str(path)
 
 
-def check_weights(weights: dict[str, torch.Tensor]) -> None:
+def check_weights(weights: dict[str, Tensor]) -> None:
     assert list(weights) == list(STUDENT)
     assert all(torch.equal(weights[key], STUDENT[key]) for key in STUDENT)
 
@@ -85,7 +87,7 @@ def test_classifier_whose_network_is_called_model() -> None:
     {'teacher.backbone.conv1.weight': torch.rand(1)},
     {'conv1.weight': torch.rand(1)},
 ])
-def test_no_student_is_refused(weights: dict[str, torch.Tensor]) -> None:
+def test_no_student_is_refused(weights: dict[str, Tensor]) -> None:
     with pytest.raises(CheckpointMismatchError, match=r'^x\.pth holds no st'):
         student_weights(weights, 'x.pth')
 
@@ -145,3 +147,40 @@ def test_config_path_of_the_student_is_resolved() -> None:
     assert student['_scope_'] == 'mmpretrain'
     # It stands beside the model there.
     assert student['data_preprocessor']['mean'] == [123.675, 116.28, 103.53]
+
+
+def net(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+
+
+def whole(teacher: nn.Module) -> dict[str, Tensor]:
+    """State dict of a distiller, as mmengine's own CheckpointHook saves it."""
+    weights = {f'teacher.{key}': value.clone()
+               for key, value in teacher.state_dict().items()}
+    return dict(weights, **{'architecture.w': torch.ones(1)})
+
+
+def altered(key: str, value: Optional[Tensor]) -> dict[str, Tensor]:
+    weights = whole(net()) | {f'teacher.{key}': value}
+    return {key: value for key, value in weights.items() if value is not None}
+
+
+@pytest.mark.parametrize('weights, anothers', [
+    (whole(net()), False),
+    # Statistics may have gone on.
+    (altered('1.running_mean', torch.ones(3)), False),
+    (whole(net(1)), True),
+    (altered('0.bias', None), True),
+    (altered('0.bias', net().state_dict()['0.bias'].double()), True),
+    (altered('0.bias', torch.nextafter(net().state_dict()['0.bias'],
+                                       torch.tensor(9.))), True),
+])
+def test_weights_of_another_teacher_are_taken_out(
+        weights: dict[str, Tensor], anothers: bool) -> None:
+    before = dict(weights)
+    assert keep_teacher(net(), weights) == anothers
+    assert list(weights) == (['architecture.w'] if anothers else [*before])
+    # A cache takes every network out.
+    assert keep_teacher(nn.Identity(), before)
+    assert list(before) == ['architecture.w']

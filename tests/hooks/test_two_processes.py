@@ -4,8 +4,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
-from hook_tester import CASES, Steps, off_by, two_processes
+from hook_tester import CASES, FUSED, Steps, off_by, two_processes
 
 # A new hook is one more line; one that changes how a step is computed has a
 # row of its own.
@@ -21,7 +20,6 @@ HOOKS: dict[str, list[dict[str, Any]]] = {
 }
 # Those in which a wrong hook shows.
 SHOWS = ['plain', 'unused', 'static graph', 'EMA']
-FUSED = 'fused' in torch.optim.SGD([torch.zeros(1)], lr=1).param_groups[0]
 Trained = list[dict[tuple[str, str], Steps]]
 
 
