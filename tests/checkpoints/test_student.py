@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Optional
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from wsld_plugin.checkpoints import (
     CheckpointMismatchError,
+    FrozenTeacher,
     export_student,
     keep_teacher,
     read_checkpoint,
@@ -184,3 +186,19 @@ def test_weights_of_another_teacher_are_taken_out(
     # A cache takes every network out.
     assert keep_teacher(nn.Identity(), before)
     assert list(before) == ['architecture.w']
+
+
+def test_both_states_keep_what_changed_in_one(tmp_path: Path) -> None:
+    torch.save(net().state_dict(), tmp_path / 'teacher.pth')
+    teacher = FrozenTeacher(net(), str(tmp_path / 'teacher.pth'))
+    changed = whole(net()) | {'teacher.1.running_mean': torch.ones(3)}
+    average = {f'module.{key}': one for key, one in whole(net()).items()}
+    saved = dict(state_dict=changed, ema_state_dict=average, meta={})
+    before = deepcopy([changed, average])
+    teacher.leave_out(saved)
+    assert [*changed] == ['teacher.1.running_mean', 'architecture.w']
+    assert [*average] == [f'module.{key}' for key in changed]
+    teacher.put_back(saved)
+    for state, old in zip([changed, average], before):
+        assert state.keys() == old.keys()
+        assert all(torch.equal(state[key], old[key]) for key in state)

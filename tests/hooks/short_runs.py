@@ -76,4 +76,5 @@ def check_equal(ours: Any, theirs: Any, where: str = '') -> None:
 
 def names(folder: Path, part: str = '') -> set[str]:
     """Files of a folder that have something in their name."""
-    return {path.name for path in folder.glob(f'*{part}*') if path.is_file()}
+    return {path.name for path in folder.iterdir()
+            if path.is_file() and part in path.name}

@@ -124,6 +124,7 @@ def test_same_losses_and_weights_as_online(cache: Path, folder: Path) -> None:
         if name == 'online':
             cfg.model.teacher_ckpt = cfg.model.teacher.teacher_ckpt
             cfg.model.teacher = cfg.model.teacher.teacher
+            cfg.model.teacher.backbone.drop_path_rate = 0.0
         cfg.work_dir = str(folder / name)
         cfg.experiment_name, cfg.log_level = f'{folder.name}_{name}', 'ERROR'
         cfg.model.architecture.backbone.drop_path_rate = 0.0
