@@ -22,7 +22,7 @@ def start_tool(name: str, *args: object) -> subprocess.Popen:
 
 def finished(run: subprocess.Popen) -> str:
     """What a process said that ends as it should."""
-    output, _ = run.communicate(timeout=300)
+    output, _ = run.communicate(timeout=600)
     assert run.returncode == 0, output[-3000:]
     return output
 
