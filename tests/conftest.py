@@ -1,8 +1,10 @@
 """What all tests share."""
 import functools
 import importlib.util
+import io
 import signal
 import sys
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import pytest
@@ -66,3 +68,20 @@ def call_tool():
             tool.main()
 
         yield call
+
+
+@pytest.fixture(scope='session')
+def refusal(call_tool):
+    """Call a tool that refuses, and return the one line that it says."""
+
+    def call(name: str, *args: object) -> str:
+        with redirect_stderr(io.StringIO()) as said, pytest.raises(
+                SystemExit) as leaving:
+            call_tool(name, *args)
+        assert leaving.value.code == 2
+        # Other packages may warn on being imported.
+        line, = [line for line in said.getvalue().splitlines()
+                 if line.startswith(f'{name}: ')]
+        return line
+
+    return call

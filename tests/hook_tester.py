@@ -9,22 +9,24 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
+import sklearn.datasets
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.registry import DATASETS, HOOKS, MODELS
+from mmengine.registry import HOOKS, MODELS
 from mmengine.runner import Runner
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.nn.modules.batchnorm import _BatchNorm
 
 import wsld_plugin
 
+TINY = Path(__file__).parent / 'tools' / 'tiny_distillation.py'
 Steps = list[dict[str, Tensor]]
 
 # How the model is wrapped, and what else of the config differs.
@@ -32,37 +34,18 @@ CASES: dict[str, dict[str, Any]] = {
     'plain': {},
     'unused': dict(wrapper=dict(find_unused_parameters=True), unused=True),
     'bucket view': dict(wrapper=dict(gradient_as_bucket_view=True)),
-    'unused, bucket view': dict(
-        wrapper=dict(
-            find_unused_parameters=True, gradient_as_bucket_view=True),
-        unused=True),
+    'unused, bucket view': dict(unused=True, wrapper=dict(
+        find_unused_parameters=True, gradient_as_bucket_view=True)),
     'static graph': dict(wrapper=dict(static_graph=True)),
-    'static graph, unused': dict(
-        wrapper=dict(static_graph=True, gradient_as_bucket_view=True),
-        unused=True),
-    'accumulation': dict(accumulate=2),
+    'static graph, unused': dict(unused=True, wrapper=dict(
+        static_graph=True, gradient_as_bucket_view=True)),
+    'accumulation': dict(optim=dict(accumulative_counts=2)),
     'EMA': dict(hooks=[dict(type='EMAHook', momentum=0.1),
                        dict(type='SyncBuffersHook')]),
     'frozen stage': dict(frozen=1),
-    'fused SGD': dict(optimizer=dict(fused=True)),
+    'fused SGD': dict(optim={'optimizer.fused': True}),
 }
-
-
-@DATASETS.register_module()
-class Noise(Dataset):
-    """Thirty-two pictures of 16x16 with labels 0 to 4."""
-
-    metainfo: ClassVar = dict(classes=tuple('01234'))
-
-    def __len__(self) -> int:
-        return 32
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        from mmpretrain.structures import DataSample
-        noise = torch.Generator().manual_seed(index)
-        return dict(
-            inputs=torch.randint(256, (3, 16, 16), generator=noise).byte(),
-            data_samples=DataSample().set_gt_label(index % 5))
+FUSED = 'fused' in torch.optim.SGD([torch.zeros(1)], lr=1).param_groups[0]
 
 
 @MODELS.register_module()
@@ -94,82 +77,49 @@ class TinyBackbone(nn.Module):
         return (x, )
 
 
-def network(width: int, **fields: Any) -> dict[str, Any]:
-    return dict(
-        _scope_='mmpretrain',
-        type='ImageClassifier',
-        backbone=dict(
-            type='TinyBackbone', _scope_='mmengine', width=width, **fields),
-        neck=dict(type='GlobalAveragePooling'),
-        head=dict(
-            type='LinearClsHead', num_classes=5, in_channels=2 * width,
-            topk=(1, )))
+def shake(network: nn.Module) -> None:
+    """Statistics and scales that nothing can overlook."""
+    noise = torch.Generator().manual_seed(1)
+    for module in network.modules():
+        if isinstance(module, _BatchNorm):
+            for one in (module.running_var, module.weight.data,
+                        module.running_mean, module.bias.data):
+                one.copy_(torch.rand(len(one), generator=noise) + 0.5)
 
 
 def make_config(folder: str, name: str, ours: list[dict[str, Any]], *,
-                wrapper: dict[str, Any] | None = None, unused: bool = False,
-                frozen: int = 0, accumulate: int = 1,
-                optimizer: dict[str, Any] | None = None,
-                hooks: list[dict[str, Any]] | None = None) -> Config:
-    """Two epochs of four steps, each process with 4 pictures a step."""
-    recorders = dict(fc=dict(type='ModuleOutputs', source='head.fc'))
-    labels = dict(
-        labels=dict(type='ModuleInputs', source='head.loss_module'))
-    loader = dict(
-        batch_size=4,
-        num_workers=0,
-        dataset=dict(type='Noise'),
-        sampler=dict(type='DefaultSampler', shuffle=True))
+                wrapper: dict[str, Any] | None = None,
+                optim: dict[str, Any] | None = None,
+                hooks: list[dict[str, Any]] | None = None,
+                **backbone: Any) -> Config:
+    """Two epochs of four steps, each process with 4 scans a step."""
+    cfg = Config.fromfile(TINY)
+    pipeline = [dict(type='Resize', scale=16), dict(type='PackInputs')]
+    cfg.merge_from_dict({
+        'work_dir': f'{folder}/{name}', 'experiment_name': name,
+        'launcher': 'pytorch', 'log_level': 'ERROR',
+        'model.teacher_ckpt': f'{folder}/teacher.pth',
+        'model_wrapper_cfg': wrapper and dict(
+            wrapper, broadcast_buffers=False),
+        'train_cfg.max_epochs': 2,
+        **{f'optim_wrapper.{key}': one for key, one in (optim or {}).items()}})
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        loader.update(batch_size=4, num_workers=0)
+        loader.dataset.update(indices=32, pipeline=pipeline)
+    student, teacher = cfg.model.architecture, cfg.model.teacher
+    student.train_cfg, cfg.param_scheduler = None, []
+    for one, width in ((student, 4), (teacher, 8)):
+        one.head.in_channels = 2 * width
+        one.backbone = dict(
+            type='TinyBackbone', _scope_='mmengine', width=width)
+    student.backbone.update(backbone)
     # One that takes the place of a default one.
     checkpoint, = [hook for hook in ours
                    if hook['type'] == 'DistillCheckpointHook'] or [None]
-    return Config(
-        dict(
-            default_scope='mmrazor',
-            work_dir=f'{folder}/{name}',
-            experiment_name=name,
-            launcher='pytorch',
-            log_level='ERROR',
-            randomness=dict(seed=0),
-            visualizer=dict(type='mmengine.Visualizer', vis_backends=[]),
-            model=dict(
-                type='mmrazor.SingleTeacherDistill',
-                data_preprocessor=dict(
-                    type='mmpretrain.ClsDataPreprocessor',
-                    mean=[127.5] * 3,
-                    std=[127.5] * 3),
-                architecture=network(4, unused=unused, frozen=frozen),
-                teacher=network(8),
-                teacher_ckpt=f'{folder}/teacher.pth',
-                distiller=dict(
-                    type='mmrazor.ConfigurableDistiller',
-                    student_recorders=dict(**recorders, **labels),
-                    teacher_recorders=recorders,
-                    distill_losses=dict(
-                        loss_wsld=dict(type='WSLDLoss', tau=2)),
-                    loss_forward_mappings=dict(
-                        loss_wsld=dict(
-                            student=dict(from_student=True, recorder='fc'),
-                            teacher=dict(from_student=False, recorder='fc'),
-                            gt_labels=dict(
-                                from_student=True, recorder='labels',
-                                data_idx=1))))),
-            train_dataloader=loader,
-            train_cfg=dict(by_epoch=True, max_epochs=2),
-            optim_wrapper=dict(
-                accumulative_counts=accumulate,
-                optimizer=dict(
-                    type='SGD', lr=0.02, momentum=0.9, weight_decay=1e-4,
-                    **(optimizer or {}))),
-            val_dataloader=dict(
-                loader, sampler=dict(type='DefaultSampler', shuffle=False)),
-            val_cfg=dict(type='mmrazor.SingleTeacherDistillValLoop'),
-            val_evaluator=dict(type='mmpretrain.Accuracy'),
-            default_hooks=dict(checkpoint=checkpoint),
-            custom_hooks=[*(hooks or []),
-                          *(hook for hook in ours if hook is not checkpoint)],
-            model_wrapper_cfg=dict(broadcast_buffers=False, **wrapper)
-            if wrapper else None))
+    cfg.default_hooks = dict(checkpoint=checkpoint)
+    cfg.custom_hooks = [*(hooks or []),
+                        *(hook for hook in ours if hook is not checkpoint)]
+    return cfg
 
 
 @HOOKS.register_module()
@@ -191,11 +141,9 @@ def train(cfg: Config) -> Steps:
     step = wrapper.step
 
     def recorded(**kwargs: Any) -> None:
-        steps.append({
-            name: parameter.grad.clone()
-            for name, parameter in module.named_parameters()
-            if parameter.grad is not None
-        })
+        steps.append({name: parameter.grad.clone()
+                      for name, parameter in module.named_parameters()
+                      if parameter.grad is not None})
         step(**kwargs)
 
     wrapper.step = recorded
@@ -206,8 +154,7 @@ def train(cfg: Config) -> Steps:
         f'{number}.{name}'[2 if number == 0 else 0:]: value.clone()
         for number, one in enumerate([module, *averages])
         for name, value in one.state_dict().items()
-        if value.is_floating_point()
-    })
+        if value.is_floating_point()})
     return steps
 
 
@@ -235,33 +182,22 @@ def two_processes(folder: Path,
     Returns:
         For each rank the trainings by names of list and case.
     """
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        port = str(probe.getsockname()[1])
-    processes = [
-        subprocess.Popen([sys.executable, __file__, str(folder),
-                          json.dumps(asked)],
-                         stdout=subprocess.PIPE,
-                         stderr=subprocess.STDOUT,
-                         text=True,
-                         env={
-                             **os.environ, 'OMP_NUM_THREADS': '1',
-                             'CUDA_VISIBLE_DEVICES': '-1',
-                             'PYTHONPATH': os.pathsep.join(
-                                 [str(Path(__file__).parents[1]), *sys.path]),
-                             'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port,
-                             'WORLD_SIZE': '2', 'RANK': rank,
-                             'LOCAL_RANK': rank
-                         }) for rank in '01'
-    ]
-    try:
-        said = [process.communicate(timeout=600)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    if any(process.returncode for process in processes):
-        raise RuntimeError(said[0][-3000:] + said[1][-3000:])
+    launch(__file__, folder, json.dumps(asked))
     return [torch.load(folder / f'rank{rank}.pth') for rank in '01']
+
+
+def launch(*command: object) -> str:
+    """What a script says that two processes run."""
+    done = subprocess.run(
+        [sys.executable, '-m', 'torch.distributed.run', '--standalone',
+         '--nproc_per_node=2', *map(str, command)],
+        capture_output=True, text=True, timeout=600, env=dict(
+            os.environ, OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='-1',
+            PYTHONPATH=os.pathsep.join([str(Path(__file__).parents[1]),
+                                        *sys.path])))
+    if done.returncode:
+        raise RuntimeError(done.stderr[-3000:])
+    return done.stdout
 
 
 def main() -> None:
@@ -269,16 +205,14 @@ def main() -> None:
     folder = sys.argv[1]
     torch.set_num_threads(1)
     wsld_plugin.compat.quiet()
-    # Laying out the text takes longer than the training.
+    # Laying out the text and reading the scans take longer than training.
     Config.pretty_text = ''  # type: ignore[assignment]
+    sklearn.datasets.load_digits = cache(sklearn.datasets.load_digits)
     rank = os.environ['RANK']
     torch.manual_seed(0)
-    teacher = MODELS.build(network(8))
-    for module in teacher.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for tensor in (module.running_var, module.weight.data):
-                tensor.uniform_(0.5, 1.5)
-            module.running_mean.normal_()
+    teacher = MODELS.build(dict(make_config(folder, '', []).model.teacher,
+                                _scope_='mmpretrain'))
+    shake(teacher)
     if rank == '0':
         torch.save(teacher.state_dict(), f'{folder}/teacher.pth')
     trained = {}

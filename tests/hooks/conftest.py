@@ -1,14 +1,11 @@
 """A distillation small enough to run in every test."""
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from checkpoint_runs import save_teacher
 from mmengine.config import Config
-from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from short_runs import save_teacher
 
 CONFIG = Path(__file__).parents[1] / 'tools' / 'tiny_distillation.py'
 
@@ -38,17 +35,3 @@ def taught(tiny_config: Config, tmp_path: Path) -> Config:
     tiny_config.model.teacher_norm_eval = False
     tiny_config.work_dir = str(tmp_path / 'run')
     return tiny_config
-
-
-@pytest.fixture
-def trained() -> Callable[..., Runner]:
-    """Train a config, with additional hooks, and return its runner."""
-
-    def train(cfg: Config, *hooks: Hook) -> Runner:
-        runner = Runner.from_cfg(cfg)
-        for hook in hooks:
-            runner.register_hook(hook, priority='LOWEST')
-        runner.train()
-        return runner
-
-    return train

@@ -2,14 +2,16 @@
 from __future__ import annotations
 
 import random
+from collections import namedtuple
 from collections.abc import Callable
 from contextlib import ExitStack
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hook_tester import shake
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -17,21 +19,7 @@ from wsld_plugin.hooks.fast_teacher import FastNetwork, apart
 
 PICTURES = torch.rand(
     8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-
-
-def shake(network: nn.Module) -> None:
-    """Statistics that folding cannot overlook."""
-    noise = torch.Generator().manual_seed(1)
-    for module in network.modules():
-        if isinstance(module, _BatchNorm):
-            for one in (module.running_var, module.weight.data,
-                        module.running_mean, module.bias.data):
-                one.copy_(torch.rand(len(one), generator=noise) + 0.5)
-
-
-class Outputs(NamedTuple):
-    features: Tensor
-    more: dict[str, Tensor]
+Outputs = namedtuple('Outputs', 'features more')
 
 
 class Backbone(nn.Module):

@@ -1,14 +1,14 @@
-"""WSLDMonitorHook against the oracle, and against training without it."""
+"""WSLDMonitorHook against the oracle, and against training without it.
+
+As a script it trains a segmentation network of one layer, and each rank
+writes the statistics that were logged and the logits that they are of.
+"""
 from __future__ import annotations
 
 import functools
 import json
 import math
-import os
-import subprocess
 import sys
-from collections.abc import Callable
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +16,103 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from dense_distillation import IGNORED, Call, OneLayer, config, logged
+from hook_tester import launch
 from loss_tester import rows_of, targets_of
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.hooks import Hook
-from mmengine.registry import MODELS
+from mmengine.logging import MessageHub
+from mmengine.model import BaseModel
+from mmengine.registry import DATASETS, MODELS
 from mmengine.runner import Runner
-from torch import Tensor
+from short_runs import train
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 import wsld_plugin
 from wsld_plugin.functional import blocks
 from wsld_plugin.hooks import wsld_monitor
 from wsld_plugin.losses import WSLDLoss
 
-HERE = Path(__file__).parent
-Trained = Callable[..., Runner]
-# As the distillation's config has it.
-MONITOR = dict(type='WSLDMonitorHook')
 QUANTILES = {'weight_p05': 0.05, 'weight_p50': 0.5, 'weight_p95': 0.95}
+CLASSES, IGNORED = 5, 255
+Call = tuple[Tensor, Tensor, Tensor]
 
 
-def rows(student: Tensor, teacher: Tensor, labels: Tensor) -> list[Any]:
-    """Logits and label distributions of every position that counts."""
-    targets = targets_of(labels, student.shape[1], IGNORED)
-    return [row for row in zip(rows_of(student), rows_of(teacher), targets)
-            if row[2] is not None]
+@DATASETS.register_module()
+def noisy_maps(length: int) -> list[dict[str, Tensor]]:
+    """Pictures of 4x6 with labels at random, a fifth of them ignored."""
+    noise = torch.Generator().manual_seed(0)
+    labels = torch.randint(CLASSES, (length, 4, 6), generator=noise)
+    ignored = torch.rand(length, 4, 6, generator=noise) < 0.2
+    pictures = torch.randn(length, 3, 4, 6, generator=noise)
+    return [dict(pictures=picture, labels=label) for picture, label in zip(
+        pictures, labels.masked_fill(ignored, IGNORED))]
+
+
+@MODELS.register_module()
+class OneLayer(BaseModel):
+    """A convolution learns from another one; keeps what the loss was given."""
+
+    def __init__(self, calls_per_step: int = 1, soft: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.student = nn.Conv2d(3, CLASSES, 1)
+        self.teacher = nn.Conv2d(3, CLASSES, 1).requires_grad_(False)
+        self.decode_head = nn.Module()
+        self.decode_head.loss_kd = MODELS.build(
+            dict(type='WSLDLoss', tau=2, ignore_index=IGNORED))
+        self.calls_per_step = calls_per_step
+        self.soft = soft
+        self.calls: list[Call] = []
+
+    def forward(self, pictures: Tensor, labels: Tensor,
+                mode: str = 'tensor') -> dict[str, Any]:
+        student, teacher = self.student(pictures), self.teacher(pictures)
+        if self.soft:
+            hard = one_hot(labels.clamp(max=CLASSES - 1), CLASSES)
+            labels = 0.7 * hard.movedim(-1, 1) + 0.3 / CLASSES
+        loss: Any = 0.0
+        for _ in range(self.calls_per_step):
+            loss = loss + self.decode_head.loss_kd(student, teacher, labels)
+            self.calls.append((student.detach(), teacher, labels))
+            student = -2 * student
+        return dict(loss=loss)
+
+
+def config(work_dir: Path, pictures: int = 6, **fields: Any) -> Config:
+    """One epoch of steps of two pictures, a line of log for each of them."""
+    cfg = Config(dict(
+        work_dir=str(work_dir),
+        experiment_name=f'{work_dir.parent.name}_{work_dir.name}',
+        model=dict(type='OneLayer'),
+        train_dataloader=dict(
+            batch_size=2, num_workers=0,
+            collate_fn=dict(type='default_collate'),
+            dataset=dict(type='noisy_maps', length=pictures),
+            sampler=dict(type='DefaultSampler', shuffle=False)),
+        train_cfg=dict(by_epoch=True, max_epochs=1),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.5)),
+        default_hooks=dict(logger=dict(type='LoggerHook', interval=1)),
+        custom_hooks=[dict(type='WSLDMonitorHook')],
+        randomness=dict(seed=0),
+        log_level='WARNING'))
+    cfg.merge_from_dict(fields)
+    return cfg
+
+
+def logged(hub: MessageHub) -> dict[str, list[float]]:
+    """Every value of every statistic, by its name in the log."""
+    return {key[len('train/'):]: buffer.data[0].tolist()
+            for key, buffer in hub.log_scalars.items()
+            if key.startswith('train/wsld')}
 
 
 def expected(calls: list[Call], tau: float) -> dict[str, float]:
     """What the hook should log, from plain loops over the positions."""
-    batch = [row for call in calls for row in rows(*call)]
+    batch = [row for student, teacher, labels in calls for row in zip(
+        rows_of(student), rows_of(teacher),
+        targets_of(labels, student.shape[1], IGNORED)) if row[2] is not None]
     best = [[max(range(len(z)), key=z.__getitem__) for z in row]
             for row in batch]
     each: dict[str, list[float]] = {
@@ -64,8 +130,7 @@ def expected(calls: list[Call], tau: float) -> dict[str, float]:
         **{key: math.fsum(values) / len(batch)
            for key, values in each.items()},
         **{key: weights[math.ceil(share * len(batch)) - 1]
-           for key, share in QUANTILES.items()}
-    }
+           for key, share in QUANTILES.items()}}
 
 
 def check(values: dict[str, list[float]], batches: list[list[Call]],
@@ -88,10 +153,10 @@ def lines(work_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in scalars.read_text().splitlines()]
 
 
-def trained_on_maps(cfg: Config) -> tuple[dict[str, list[float]], list[Call]]:
+def trained_on_maps(cfg: Config, *hooks: Hook
+                    ) -> tuple[dict[str, list[float]], list[Call]]:
     """What was logged, and what the loss was given."""
-    runner = Runner.from_cfg(cfg)
-    runner.train()
+    runner = train(cfg, *hooks)
     return logged(runner.message_hub), runner.model.calls
 
 
@@ -112,14 +177,13 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
 
 @pytest.mark.parametrize('mixup', [False, True])
 def test_real_distillation_logs_what_the_oracle_says(
-        mixup: bool, tiny_config: Config, trained: Trained,
-        calls: list[Call], tmp_path: Path) -> None:
-    assert tiny_config.default_hooks.wsld_monitor == MONITOR
+        mixup: bool, tiny_config: Config, calls: list[Call],
+        tmp_path: Path) -> None:
     tiny_config.train_cfg.max_epochs = 2
     tiny_config.default_hooks.logger.interval = 2
     if not mixup:
         tiny_config.model.architecture.train_cfg = None
-    runner = trained(tiny_config)
+    runner = train(tiny_config)
     # Three iterations make an epoch; a line is written after the second.
     assert len(calls) == 6
     assert calls[0][2].is_floating_point() == mixup
@@ -128,31 +192,13 @@ def test_real_distillation_logs_what_the_oracle_says(
             if 'wsld/ce_student' in line] == [2, 5]
 
 
-def test_training_is_the_same_to_the_bit(tiny_config: Config,
-                                         trained: Trained) -> None:
-    del tiny_config.default_hooks['epoch_seed']
-    ends = []
-    for hooks in ([MONITOR], []):
-        cfg = deepcopy(tiny_config)
-        cfg.default_hooks.pop('wsld_monitor', None)
-        cfg.custom_hooks = hooks
-        cfg.experiment_name += str(len(hooks))
-        runner = trained(cfg)
-        assert bool(logged(runner.message_hub)) == bool(hooks)
-        losses = runner.message_hub.get_scalar('train/loss').data[0].tolist()
-        ends.append((runner.model.state_dict(), losses))
-    for key, value in ends[0][0].items():
-        assert torch.equal(value, ends[1][0][key]), key
-    assert ends[0][1] == ends[1][1]
-
-
 def test_several_losses_have_names_without_the_word(
-        tiny_config: Config, trained: Trained, calls: list[Call]) -> None:
+        tiny_config: Config, calls: list[Call]) -> None:
     distiller = tiny_config.model.distiller
     distiller.distill_losses['cold_loss'] = dict(type='WSLDLoss', tau=0.5)
     distiller.loss_forward_mappings['cold_loss'] = (
         distiller.loss_forward_mappings.loss_wsld)
-    values = logged(trained(tiny_config).message_hub)
+    values = logged(train(tiny_config).message_hub)
     check(values, [[call] for call in calls[::2]], 4, prefix='wsld/wsld')
     check(values, [[call] for call in calls[1::2]], 0.5, prefix='wsld/cold')
     assert len(values) == 20
@@ -165,9 +211,8 @@ def test_dense_predictions_and_ignored_positions(
         monkeypatch: pytest.MonkeyPatch) -> None:
     # Blocks of two lines of a picture, the other time of all.
     monkeypatch.setattr(blocks, '_CPU_BLOCK', block)
-    cfg = config(tmp_path)
-    cfg.model.soft = soft
-    values, calls = trained_on_maps(cfg)
+    values, calls = trained_on_maps(
+        config(tmp_path, **{'model.soft': soft}))
     assert soft or any((call[2] == IGNORED).any() for call in calls)
     check(values, [[call] for call in calls])
 
@@ -184,13 +229,9 @@ class WithChannel(OneLayer):
 
 
 def test_a_channel_of_labels_makes_no_difference(tmp_path: Path) -> None:
-    found = []
-    for name in ('OneLayer', 'WithChannel'):
-        cfg = config(tmp_path / name)
-        cfg.model.type = name
-        runner = Runner.from_cfg(cfg)
-        runner.train()
-        found.append(logged(runner.message_hub))
+    found = [
+        trained_on_maps(config(tmp_path / name, **{'model.type': name}))[0]
+        for name in ('OneLayer', 'WithChannel')]
     assert found[0] == found[1] and found[0]
 
 
@@ -204,9 +245,8 @@ def test_the_host_waits_for_no_block(soft: bool) -> None:
 
 
 def test_diverged_training_is_logged_as_such(tmp_path: Path) -> None:
-    cfg = config(tmp_path)
-    cfg.optim_wrapper.optimizer.lr = math.inf
-    values, _ = trained_on_maps(cfg)
+    values, _ = trained_on_maps(
+        config(tmp_path, **{'optim_wrapper.optimizer.lr': math.inf}))
     for key in ('weight_mean', 'ce_student'):
         assert [*map(math.isnan, values[f'wsld/{key}'])] == [False, True, True]
     assert all(map(math.isfinite, values['wsld/ce_teacher']))
@@ -215,10 +255,9 @@ def test_diverged_training_is_logged_as_such(tmp_path: Path) -> None:
 @pytest.mark.parametrize('by_epoch', [True, False])
 def test_repeated_calls_and_accumulated_iterations_add_up(
         by_epoch: bool, tmp_path: Path) -> None:
-    cfg = config(tmp_path, pictures=14)
-    cfg.model.calls_per_step = 2
-    cfg.optim_wrapper.accumulative_counts = 3
-    cfg.default_hooks.logger.interval = 4
+    cfg = config(tmp_path, pictures=14, **{
+        'model.calls_per_step': 2, 'optim_wrapper.accumulative_counts': 3,
+        'default_hooks.logger.interval': 4})
     if not by_epoch:
         cfg.train_cfg = dict(by_epoch=False, max_iters=7)
         cfg.log_processor = dict(by_epoch=False)
@@ -238,13 +277,10 @@ class Silence(Hook):
 
 
 def test_nothing_old_is_logged_again(tmp_path: Path) -> None:
-    runner = Runner.from_cfg(config(tmp_path))
-    runner.register_hook(Silence())
-    runner.train()
+    values, _ = trained_on_maps(config(tmp_path), Silence())
     assert ['wsld/agreement' in line for line in lines(tmp_path)] == [
-        True, False, False
-    ]
-    assert logged(runner.message_hub) == {}
+        True, False, False]
+    assert values == {}
 
 
 class Accident(Hook):
@@ -278,17 +314,7 @@ def test_losses_are_given_back_as_they_were(fails: bool, wrapped: bool,
 
 
 def test_two_processes_log_the_statistics_of_both(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [
-            sys.executable, '-m', 'torch.distributed.run', '--standalone',
-            '--nproc_per_node=2',
-            str(HERE / 'dense_distillation.py'),
-            str(tmp_path)
-        ],
-        capture_output=True,
-        text=True,
-        env=dict(os.environ, OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='-1'))
-    assert done.returncode == 0, done.stderr
+    launch(__file__, tmp_path)
     values, calls = zip(*(torch.load(tmp_path / f'rank{rank}.pth')
                           for rank in range(2)))
     assert values[0] == values[1]
@@ -298,8 +324,8 @@ def test_two_processes_log_the_statistics_of_both(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(get_device() != 'cpu', reason='not on the CPU alone')
 def test_half_precision_logits_are_widened(tmp_path: Path) -> None:
-    cfg = config(tmp_path)
-    cfg.optim_wrapper.update(type='AmpOptimWrapper', dtype='bfloat16')
+    cfg = config(tmp_path, optim_wrapper=dict(
+        type='AmpOptimWrapper', dtype='bfloat16'))
     wsld_plugin.compat.prepare_amp(cfg)
     values, calls = trained_on_maps(cfg)
     assert calls[0][0].dtype == calls[0][1].dtype == torch.bfloat16
@@ -311,10 +337,9 @@ def test_half_precision_logits_are_widened(tmp_path: Path) -> None:
     reason='nothing to compile with')
 def test_compiled_training_is_watched_from_any_iteration_on(
         tmp_path: Path) -> None:
-    cfg = config(tmp_path, pictures=40)
-    cfg.compile = dict(backend='eager')
-    cfg.default_hooks.logger.interval = 2
-    values, calls = trained_on_maps(cfg)
+    values, calls = trained_on_maps(config(tmp_path, pictures=40, **{
+        'compile': dict(backend='eager'),
+        'default_hooks.logger.interval': 2}))
     check(values, [[call] for call in calls[1::2]])
 
 
@@ -326,3 +351,18 @@ def test_compiled_training_is_watched_from_any_iteration_on(
 ])
 def test_names(paths: list[str], names: list[str]) -> None:
     assert wsld_monitor._prefixes(paths) == names
+
+
+def main() -> None:
+    work_dir = Path(sys.argv[1])
+    cfg = config(work_dir, pictures=12, launcher='pytorch')
+    wsld_plugin.compat.quiet()
+    wsld_plugin.compat.prepare_distributed(cfg)
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    torch.save((logged(runner.message_hub), runner.model.module.calls),
+               work_dir / f'rank{runner.rank}.pth')
+
+
+if __name__ == '__main__':
+    main()

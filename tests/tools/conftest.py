@@ -1,47 +1,33 @@
-"""Run the tools as a user does."""
+"""A training that several tests look at."""
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import io
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
-
-TOOLS = Path(__file__).parents[2] / 'tools'
+from processes import DISTILLATION
 
 
 @pytest.fixture(scope='session')
-def start_tool() -> Callable[..., subprocess.Popen]:
-    """Start a tool as a process, output to a pipe."""
-
-    def start(name: str, *args: object) -> subprocess.Popen:
-        command = [sys.executable] if name.endswith('.py') else ['bash']
-        environment = dict(
-            os.environ, OMP_NUM_THREADS='1', PYTHON=sys.executable)
-        return subprocess.Popen(
-            [*command, str(TOOLS / name), *map(str, args)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environment)
-
-    return start
+def trained(call_tool: Callable[..., None],
+            tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Work dir of two epochs with running averages of the weights."""
+    work_dir = tmp_path_factory.mktemp('trained') / 'wsld, seed 0'
+    call_tool('train.py', DISTILLATION, '--work-dir', work_dir,
+              '--auto-scale-lr', '--cfg-options', 'train_cfg.max_epochs=2',
+              'default_hooks.ema.type=EMAHook',
+              'default_hooks.ema.momentum=0.1')
+    return work_dir
 
 
-@pytest.fixture
-def refusal(call_tool: Callable[..., None],
-            capsys: pytest.CaptureFixture) -> Callable[..., str]:
-    """Call a tool that refuses, and return the one line that it says."""
-
-    def call(name: str, *args: object) -> str:
-        with pytest.raises(SystemExit) as leaving:
-            call_tool(name, *args)
-        assert leaving.value.code == 2
-        # Other packages may warn on being imported.
-        line, = [line for line in capsys.readouterr().err.splitlines()
-                 if line.startswith(f'{name}: ')]
-        return line
-
-    return call
+@pytest.fixture(scope='session')
+def exported(call_tool: Callable[..., None], trained: Path) -> Path:
+    """Its student's file, by the tool's last line."""
+    with redirect_stdout(io.StringIO()) as said:
+        call_tool('export_student.py', trained / 'epoch_2.pth',
+                  f'{trained}/out/')
+    *_, kind, path = said.getvalue().splitlines()
+    assert kind == "The student's averaged (EMA) weights:"
+    return Path(path)

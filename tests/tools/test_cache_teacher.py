@@ -1,24 +1,21 @@
 """cache_teacher.py: builds, resumes, verifies and refuses; then training."""
 from __future__ import annotations
 
-import io
 import json
-import multiprocessing as mp
-import os
 import re
 import shutil
-import socket
 from collections.abc import Callable
-from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hook_tester import launch, shake
 from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from mmengine.runner import Runner
+from processes import TOOLS
 from torch import nn
 
 from wsld_plugin.caching import TeacherCache
@@ -28,9 +25,9 @@ from wsld_plugin.datasets import DigitsDataset
 from wsld_plugin.functional import wsld_weight
 
 CACHED = Path(__file__).parent / 'tiny_cached.py'
-
 RECORDER = 'model.distiller.teacher_recorders.fc.source'
-Build = Callable[..., None]
+Call = Callable[..., None]
+Refusal = Callable[..., str]
 
 
 @pytest.fixture(scope='module')
@@ -42,10 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         teacher = MODELS.build(cfg.teacher.teacher)
         student = MODELS.build(cfg.architecture)
-    for module in teacher.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.5, 2)
+    shake(teacher)
     nn.init.normal_(teacher.head.fc.weight)
     torch.save(teacher.state_dict(), folder / 'teacher.pth')
     torch.save(student.state_dict(), folder / 'student.pth')
@@ -54,38 +48,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def options(folder: Path, cache: str, others: dict[str, Any]) -> list[str]:
+def arguments(folder: Path, cache: str, *args: object,
+              **others: Any) -> list[object]:
+    """Of a tool for the cache of that name, with options by short names."""
     values = {'T.cache': folder / cache,
               'T.teacher_ckpt': folder / 'teacher.pth', **others}
-    return ['--cfg-options', *(
+    return [CACHED, *args, '--cfg-options', *(
         f'{key}={val}'.replace('T.', 'model.teacher.', 1).replace(
             'D.', 'train_dataloader.dataset.', 1)
         for key, val in values.items())]
 
 
 @pytest.fixture(scope='module')
-def build(folder: Path, call_tool: Callable[..., None]) -> Build:
-
-    def build(name: str, *args: object, **others: Any) -> None:
-        call_tool('cache_teacher.py', CACHED, *args,
-                  *options(folder, name, others))
-
-    return build
-
-
-@pytest.fixture(scope='module')
-def cache(folder: Path, build: Build) -> Path:
-    build('cache')
+def cache(folder: Path, call_tool: Call) -> Path:
+    call_tool('cache_teacher.py', *arguments(folder, 'cache'))
     return folder / 'cache'
-
-
-def message(call: Callable[..., None], *args: Any, **others: Any) -> str:
-    with redirect_stderr(io.StringIO()) as said, pytest.raises(
-            SystemExit, match='2'):
-        call(*args, **others)
-    line, = [line for line in said.getvalue().splitlines()
-             if re.match(r'\w+\.py: ', line)]
-    return line
 
 
 def content(cache: Path) -> list[bytes]:
@@ -94,9 +71,12 @@ def content(cache: Path) -> list[bytes]:
 
 
 def test_finished_cache_is_verified_and_left_alone(
-        cache: Path, build: Build, capsys: pytest.CaptureFixture) -> None:
+        cache: Path, folder: Path, call_tool: Call,
+        capsys: pytest.CaptureFixture) -> None:
     before = content(cache)
-    build('cache', '--verify', 30, **{'train_dataloader.batch_size': 5})
+    call_tool('cache_teacher.py', *arguments(
+        folder, 'cache', '--verify', 30,
+        **{'train_dataloader.batch_size': 5}))
     *lines, verified, last = capsys.readouterr().out.splitlines()
     assert '96 rows of 40 bytes' in lines
     assert verified.startswith('30 rows computed again: largest difference')
@@ -111,16 +91,18 @@ def test_finished_cache_is_verified_and_left_alone(
 
 
 def test_damage_is_mended_and_wrong_answers_are_found(
-        cache: Path, folder: Path, build: Build,
+        cache: Path, folder: Path, call_tool: Call, refusal: Refusal,
         capfd: pytest.CaptureFixture) -> None:
     wrong = shutil.copytree(cache, folder / 'wrong')
+    verified = ('cache_teacher.py',
+                *arguments(folder, 'wrong', '--verify', 96))
     with (wrong / 'rows.bin').open('r+b') as file:
         file.seek(500)
         file.write(b'x')
     with locked(wrong):
-        line = message(build, 'wrong')
-    assert 'another process is making the teacher cache' in line
-    build('wrong', '--verify', 96)
+        assert 'another process is making the teacher cache' in (
+            refusal(*verified))
+    call_tool(*verified)
     assert '1 of 96 rows' in capfd.readouterr().err
     assert not len(TeacherCache(wrong).missing())
     # As another teacher would have written it.
@@ -128,8 +110,8 @@ def test_damage_is_mended_and_wrong_answers_are_found(
     rows = held.rows(range(96))
     rows['logits'][:, 3] += np.float16(4)
     held.write(range(96), **{name: rows[name] for name in rows.dtype.names})
-    line = message(build, 'wrong', '--verify', 96)
-    assert re.search(r'wrong differs from the teacher by (3\.9|4)', line)
+    assert re.search(r'wrong differs from the teacher by (3\.9|4)',
+                     refusal(*verified))
 
 
 def test_same_losses_and_weights_as_online(cache: Path, folder: Path) -> None:
@@ -142,17 +124,16 @@ def test_same_losses_and_weights_as_online(cache: Path, folder: Path) -> None:
         if name == 'online':
             cfg.model.teacher_ckpt = cfg.model.teacher.teacher_ckpt
             cfg.model.teacher = cfg.model.teacher.teacher
+            cfg.model.teacher.backbone.drop_path_rate = 0.0
         cfg.work_dir = str(folder / name)
         cfg.experiment_name, cfg.log_level = f'{folder.name}_{name}', 'ERROR'
+        cfg.model.architecture.backbone.drop_path_rate = 0.0
+        cfg.model.architecture.init_cfg = dict(
+            type='Pretrained', checkpoint=str(folder / 'student.pth'))
         runner = Runner.from_cfg(cfg)
         model = runner.model
         model.init_weights()
-        model.architecture.load_state_dict(
-            torch.load(folder / 'student.pth', weights_only=True))
         model.train()
-        for module in model.modules():
-            if 'drop_prob' in vars(module):
-                module.drop_prob = 0.0
         runner.train_dataloader.sampler.set_epoch(4)
         data = model.data_preprocessor(next(iter(runner.train_dataloader)))
         torch.manual_seed(0)
@@ -175,11 +156,12 @@ def test_same_losses_and_weights_as_online(cache: Path, folder: Path) -> None:
 
 
 def test_training_validates_saves_and_resumes(
-        cache: Path, folder: Path, call_tool: Build) -> None:
+        cache: Path, folder: Path, call_tool: Call, refusal: Refusal) -> None:
     work_dir = folder / 'run'
     for epochs, resume in ((1, []), (2, ['--resume'])):
-        call_tool('train.py', CACHED, '--work-dir', work_dir, *resume,
-                  *options(folder, 'cache', {'train_cfg.max_epochs': epochs}))
+        call_tool('train.py', *arguments(
+            folder, 'cache', '--work-dir', work_dir, *resume,
+            **{'train_cfg.max_epochs': epochs}))
     log = min(work_dir.glob('*/*.log')).read_text()
     assert 'The teacher is not validated' in log
     assert 'random weights' not in log
@@ -195,31 +177,13 @@ def test_training_validates_saves_and_resumes(
         ({'model.teacher_norm_eval': False}, 'teacher_norm_eval is False'),
         ({'model.architecture.data_preprocessor.std': '[83.1,83.1,83.1]'},
          'data_preprocessor.std=')):
-        line = message(call_tool, 'train.py', CACHED, '--work-dir', work_dir,
-                       *options(folder, 'cache', changes))
-        assert said in line
+        assert said in refusal('train.py', *arguments(
+            folder, 'cache', '--work-dir', work_dir, **changes))
 
 
-def test_two_processes_make_the_same_bytes(cache: Path, folder: Path,
-                                           build: Build) -> None:
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        port = str(probe.getsockname()[1])
-
-    def share(rank: int) -> None:
-        os.environ.update(
-            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2',
-            LOCAL_WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=port)
-        build('two', '--launcher', 'pytorch')
-
-    # They have imported all they need.
-    processes = [mp.get_context('fork').Process(target=share, args=[rank])
-                 for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(300)
-        assert process.exitcode == 0
+def test_two_processes_make_the_same_bytes(cache: Path, folder: Path) -> None:
+    launch(TOOLS / 'cache_teacher.py', *arguments(
+        folder, 'two', '--launcher', 'pytorch'))
     assert content(folder / 'two') == content(cache)
 
 
@@ -262,11 +226,12 @@ REFUSED: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize('said', REFUSED)
-def test_refusals(said: str, cache: Path, folder: Path, build: Build,
+def test_refusals(said: str, cache: Path, folder: Path, refusal: Refusal,
                   monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     before = content(cache)
     top_k = ['--top-k', 4] if 'top_k' in said else []
-    line = message(build, 'cache', *top_k, **REFUSED[said])
+    line = refusal('cache_teacher.py', *arguments(
+        folder, 'cache', *top_k, **REFUSED[said]))
     assert re.search(said, line), line
     assert content(cache) == before

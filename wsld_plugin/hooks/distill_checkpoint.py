@@ -178,6 +178,8 @@ class DistillCheckpointHook(CheckpointHook):
     def after_val_epoch(self, runner: Runner,
                         metrics: dict[str, float] | None = None) -> None:
         """Save the best, and tell the student's file how good it is."""
+        if not hasattr(self, 'file_backend'):
+            return  # a validation without a training has nothing to save
         self._metrics = {
             key: float(value)
             for key, value in (metrics or {}).items()
