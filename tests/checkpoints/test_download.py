@@ -239,7 +239,8 @@ def test_tool_prints_paths_and_all_that_failed(
     lines = re.findall(r'offline: (\S+) is missing; fetch (\S+) elsewhere and '
                        'put it there', capsys.readouterr().err)
     for (path, url), end in zip(lines, PUBLISHED.values()):
-        assert path == f'{tmp_path}/home/checkpoints/{url.rsplit("/")[-1]}'
+        assert Path(path) == tmp_path.joinpath(
+            'home', 'checkpoints', url.rsplit('/')[-1])
         assert url.startswith('https://') and url.endswith(end)
     assert len(lines) == 3
 

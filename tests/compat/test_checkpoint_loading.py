@@ -1,8 +1,8 @@
 """What mmengine writes is loaded weights-only, anything else refused."""
 import functools
+import http.server
 import os
 import pickle
-import shutil
 import threading
 from pathlib import Path
 
@@ -149,10 +149,21 @@ def test_a_file_that_is_no_checkpoint_is_named(tmp_path):
 
 def test_downloads_are_treated_alike(evil, tmp_path, monkeypatch):
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
-    monkeypatch.setattr(
-        torch.hub, 'download_url_to_file', lambda url, to, *args, **kwargs:
-        shutil.copy(evil if 'evil' in url else NUMPY_1_FILE, to))
-    assert load('https://nowhere/good.pth')['state_dict']
-    with pytest.raises(pickle.UnpicklingError, match=r'evil\.pth was not'):
-        load('https://nowhere/evil.pth')
+    (tmp_path / 'good.pth').symlink_to(NUMPY_1_FILE)
+    server = http.server.ThreadingHTTPServer(
+        ('127.0.0.1', 0),
+        functools.partial(
+            http.server.SimpleHTTPRequestHandler, directory=str(tmp_path)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        address = f'http://127.0.0.1:{server.server_port}'
+        assert load(f'{address}/good.pth')['state_dict']
+        with pytest.raises(
+                pickle.UnpicklingError, match=r'evil\.pth was not'):
+            load(f'{address}/evil.pth')
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
     assert not executed(evil)

@@ -116,6 +116,7 @@ def _shape(cfg: Config) -> tuple[int, int]:
                 # mmdet's the width.
                 width_first = cfg.get('default_scope') == 'mmdet' or not str(
                     step['type']).endswith(('RandomCrop', 'RandomResizedCrop'))
-                return size[::-1] if width_first else tuple(size)
+                first, second = size
+                return (second, first) if width_first else (first, second)
     raise AnalysisError('the pipelines of the config do not say how large a '
                         'picture is: give its shape')
